@@ -1,0 +1,24 @@
+"""The library's errors: one family, so that ``except xhat.XhatError`` catches whatever xhat refuses.
+
+Each message is one sentence that says what, where, what it must be, what it was, and the remedy.
+"""
+
+
+class XhatError(Exception):
+    """Base of every error that xhat raises on purpose."""
+
+
+class DataError(XhatError, ValueError):
+    """The data cannot be read or cannot be used as asked: a missing file, a NaN, a value outside a support."""
+
+
+class ConfigError(XhatError, ValueError):
+    """Parts or options that make no sense together, or an option outside its range."""
+
+
+class CheckpointError(XhatError, RuntimeError):
+    """A saved model or run that is missing, damaged, foreign, or does not match what it is loaded into."""
+
+
+class TrainingError(XhatError, RuntimeError):
+    """Training cannot go on: the loss is not finite, or the disk refuses a checkpoint."""

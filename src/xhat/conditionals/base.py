@@ -1,0 +1,130 @@
+"""The conditional: a network, a head of the right size, and a law."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, constraints
+from torch.nn import functional as F
+
+from xhat.errors import ConfigError, DataError
+from xhat.networks import head_of, in_shape_of
+from xhat.networks.base import as_shape
+from xhat.parts import Part
+
+TRANSFORMS = ("softplus", "exp")
+LARGEST_EXPONENT = 30.0  # e^30 is far beyond any scale of standardised data and far from float32's overflow
+
+
+def positive(raw: Tensor, transform: str = "softplus", minimum: float = 1e-4) -> Tensor:
+    r"""A positive parameter from an unbounded one: ``minimum + softplus(raw)`` or ``minimum + exp(raw)``.
+
+    softplus(a) = log(1 + e^a) is close to a for large positive a and close to e^a for large negative a. The exponent of ``exp``
+    is cut at 30.
+
+    Raises:
+        ConfigError: the transform is neither ``"softplus"`` nor ``"exp"``.
+
+    >>> positive(torch.tensor([-100.0, 0.0, 100.0]), "softplus", minimum=0.001)
+    tensor([1.0000e-03, 6.9415e-01, 1.0000e+02])
+    """
+    if transform == "softplus":
+        return minimum + F.softplus(raw)
+    if transform == "exp":
+        return minimum + raw.clamp(max=LARGEST_EXPONENT).exp()
+    raise ConfigError(f"scale must be one of {', '.join(TRANSFORMS)} or a positive number, was {transform!r}")
+
+
+class Conditional(Part, nn.Module, abc.ABC):
+    """A law whose parameters a network makes from a context.
+
+    Args:
+        network: any module that maps ``(N, *in_shape)`` to features.
+        event: shape of one draw.
+        parameters: how many numbers the law needs for each element of the event; or, as a tuple, the whole shape of what the
+            head puts out.
+
+    Shapes: ``forward`` maps a context ``(*batch, *context_shape)`` to a distribution with batch shape ``batch`` and event
+    shape ``event``. The network itself sees one batch dimension only.
+
+    Raises:
+        ConfigError: sizes below 1; a network that does not say its number of features; a context of the wrong shape.
+    """
+
+    support: ClassVar[constraints.Constraint | None] = None  # of one element of the event; None: not known
+    remedy: ClassVar[str] = "choose another likelihood"
+
+    def __init__(self, network: nn.Module, event: int | Sequence[int], parameters: int | tuple[int, ...]) -> None:
+        super().__init__()
+        self.event = as_shape(event, "event")
+        self.event_ndim = len(self.event)
+        shape = (parameters, *self.event) if isinstance(parameters, int) else parameters
+        self.network = network
+        self.head = head_of(network, shape)
+        self.in_shape = in_shape_of(network)
+        self.context_shape = self.in_shape
+
+    def bind(self, context_shape: Sequence[int], what: str) -> None:
+        """Tell the conditional the shape of the context that it will get; a model does this when it is put together.
+
+        Raises:
+            ConfigError: the network takes another number of values.
+        """
+        shape = tuple(context_shape)
+        if self.in_shape is not None and math.prod(self.in_shape) != math.prod(shape):
+            raise ConfigError(
+                f"{what}: its network takes {math.prod(self.in_shape)} values of shape {self.in_shape}, but it gets {shape}, "
+                f"which is {math.prod(shape)} values"
+            )
+        self.context_shape = shape
+
+    def forward(self, context: Tensor) -> Distribution:
+        shape = tuple(context.shape[1:]) if self.context_shape is None else self.context_shape
+        split = context.ndim - len(shape)
+        if split < 0 or tuple(context.shape[split:]) != shape:
+            raise ConfigError(
+                f"{type(self).__name__} takes a context of shape (*batch, {', '.join(map(str, shape))}), "
+                f"was {tuple(context.shape)}"
+            )
+        raw = self.head(self.network(context.reshape(-1, *(self.in_shape or shape))))
+        return self.law(raw.reshape(*context.shape[:split], *raw.shape[1:]))
+
+    @abc.abstractmethod
+    def law(self, raw: Tensor) -> Distribution:
+        """The distribution from raw numbers ``(*batch, parameters, *event)``."""
+
+    def check(self, x: Tensor, where: str, first: int = 0) -> None:
+        """Refuse values outside the law's support, where its formula is a number but not a probability.
+
+        Args:
+            x: ``(B, *event)``.
+            where: what x is, for the message.
+            first: the number of x's first example, when x is a piece of something longer.
+
+        Raises:
+            DataError: names the first such value, its place, and the remedy.
+        """
+        if self.support is None:
+            return
+        inside = self.support.check(x)
+        if bool(inside.all()):
+            return
+        place = (~inside).nonzero()[0].tolist()
+        raise DataError(
+            f"{where}: example {first + place[0]} holds {x[tuple(place)].item():g} at {tuple(place[1:])}, outside the support of the "
+            f"{type(self).__name__} likelihood ({_name(self.support)}): {self.remedy}"
+        )
+
+
+def _name(constraint: constraints.Constraint) -> str:
+    known = {
+        constraints.boolean: "0 and 1",
+        constraints.unit_interval: "the interval [0, 1]",
+        constraints.nonnegative_integer: "0, 1, 2, …",
+    }
+    return known.get(constraint, str(constraint))

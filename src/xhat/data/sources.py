@@ -1,0 +1,141 @@
+"""Sources: from a word, a path or an array to the :class:`~xhat.data.raw.Raw` arrays that stand behind it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from xhat.data.arrays import read_npy, read_npz
+from xhat.data.examples import Examples, as_storage
+from xhat.data.idx import IDX_NAME, mnist_files, read_idx, read_mnist_folder
+from xhat.data.images import IMAGE_ENDINGS, image_paths, read_images
+from xhat.data.raw import Raw, reading, refuse_empty
+from xhat.data.tables import read_csv, read_parquet
+from xhat.errors import ConfigError, DataError
+
+UNDERSTOOD = (
+    "understood are the word digits, files .npy, .npz, .idx, -ubyte (also .gz), .csv, .tsv and .parquet, "
+    "a folder of images, and a folder with the MNIST files"
+)
+_DIGITS = "datasets/data/digits.csv.gz"
+
+
+class Choices(NamedTuple):
+    """Options that say which part of a source is meant; each has a meaning for some formats only."""
+
+    resize: tuple[int, int] | None = None
+    array: str | None = None
+    labels: Any = None
+
+
+def read(source: Any, choices: Choices | None = None) -> tuple[str, Raw]:
+    """The name and the arrays of ``source``: the word ``digits``, a path, or something that is an array.
+
+    Raises:
+        DataError: nothing there, an unknown format, or a damaged file.
+        ConfigError: an option that has no meaning for this format.
+    """
+    choices = choices or Choices()
+    if isinstance(source, str) and source == "digits":
+        _refuse_others(choices, "the digits")
+        return "digits", read_digits()
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        return path.name or str(path), _read_path(path, choices)
+    return "the array", _read_array(source, choices)
+
+
+def read_digits() -> Raw:
+    """scikit-learn's bundled digits, ``(1797, 1, 8, 8)`` with values k/16; scikit-learn itself is not imported.
+
+    Raises:
+        DataError: scikit-learn is not installed.
+    """
+    found = importlib.util.find_spec("sklearn")
+    places = [Path(place, _DIGITS) for place in (found.submodule_search_locations or ())] if found else []
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise DataError("the digits come with scikit-learn, which is not installed: pip install 'xhat[sklearn]'")
+    with reading(path, "digits file"):
+        table = np.loadtxt(path, delimiter=",", dtype=np.float32)
+    return Raw((table[:, :64] / 16).reshape(-1, 1, 8, 8), train_labels=table[:, 64])
+
+
+def _read_path(path: Path, choices: Choices) -> Raw:
+    with reading(path, "source"):
+        if not path.exists():
+            raise DataError(f"there is no file or folder {str(path)!r}: check the path; {UNDERSTOOD}")
+        folder = path.is_dir()
+    if folder:
+        return _read_folder(path, choices)
+    ending = path.suffix.lower()
+    if ending == ".npz":
+        _refuse_others(choices, path, "array", "labels")
+        if choices.labels is not None and not isinstance(choices.labels, str):
+            raise ConfigError(f"{path} has named arrays, labels={choices.labels!r} must be one of the names")
+        return read_npz(path, choices.array, choices.labels)
+    if ending in _TABLES:
+        _refuse_others(choices, path, "labels")
+        return _TABLES[ending](path, choices.labels)
+    _refuse_others(choices, path)
+    if ending == ".npy":
+        return read_npy(path)
+    if IDX_NAME.search(path.name):
+        return read_idx(path)
+    if ending in IMAGE_ENDINGS:
+        raise DataError(f"{path} is a single image: give the folder that it is in")
+    refuse_empty(path)
+    raise DataError(f"{path} has the unknown ending {ending!r}: {UNDERSTOOD}")
+
+
+_TABLES: dict[str, Callable[[Path, str | int | None], Raw]] = {
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".parquet": read_parquet,
+    ".pq": read_parquet,
+}
+
+
+def _read_folder(path: Path, choices: Choices) -> Raw:
+    with reading(path, "folder"):
+        files = mnist_files(path)
+    if files:
+        _refuse_others(choices, path)
+        return read_mnist_folder(files)
+    if not image_paths(path):
+        raise DataError(
+            f"the folder {path} holds neither images nor the MNIST files (train-images-idx3-ubyte, ...): {UNDERSTOOD}"
+        )
+    _refuse_others(choices, path, "resize")
+    return read_images(path, choices.resize)
+
+
+def _read_array(source: Any, choices: Choices) -> Raw:
+    _refuse_others(choices, "an array in memory", "labels")
+    if isinstance(source, Examples):
+        values = source.tensor() if source.scale else source.storage
+        labels = choices.labels if choices.labels is not None else source.labels
+    else:
+        values, labels = as_storage(source, "x"), choices.labels
+    if isinstance(labels, str | int):
+        raise ConfigError(f"labels={labels!r} names a column of a file, x is an array: give the labels themselves")
+    if isinstance(labels, Tensor):
+        labels = labels.cpu()
+    return Raw(values.cpu().numpy(), train_labels=None if labels is None else np.asarray(labels))
+
+
+def _refuse_others(choices: Choices, source: Any, *known: str) -> None:
+    for name, value in choices._asdict().items():
+        if value is not None and name not in known:
+            meant = {
+                "resize": "folders of images",
+                "array": ".npz files",
+                "labels": "tables, .npz files and arrays",
+            }
+            raise ConfigError(f"{name}= is an option for {meant[name]}, not for {source}: leave it out")

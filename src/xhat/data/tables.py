@@ -1,0 +1,195 @@
+"""Tables of numbers: CSV and Parquet, with one column set aside as labels if asked."""
+
+from __future__ import annotations
+
+import csv
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xhat.data.raw import Raw, reading, refuse_empty
+from xhat.errors import DataError
+
+_MISSING = {"", "na", "n/a", "nan", "null", "none", "?"}
+_DELIMITERS = ",;\t"
+
+
+def read_csv(path: Path, labels: str | int | None = None) -> Raw:
+    """Numbers separated by commas, semicolons or tabs; empty cells and the usual words for missing become NaN.
+
+    The first line is a header when some column has text there and a number (or nothing) in the second line.
+
+    Args:
+        path: the file, in UTF-8.
+        labels: the column of labels, by name or by position from 0; it alone may hold text.
+
+    Raises:
+        DataError: text among the numbers, lines of different lengths, a damaged file, no such column.
+    """
+    refuse_empty(path)
+    with reading(path, "CSV file"), path.open(encoding="utf-8-sig", newline="") as file:
+        delimiter = max(_DELIMITERS, key=file.readline().count)  # the first one if none occurs: one column
+        file.seek(0)
+        try:
+            lines = csv.reader(file, delimiter=delimiter)
+            return _table(path, ((lines.line_num, line) for line in lines if line), labels)
+        except csv.Error as error:
+            raise DataError(f"{path} is no readable CSV file ({error}): write it again as plain text") from error
+
+
+def _table(path: Path, lines: Any, labels: str | int | None) -> Raw:
+    first = [next(lines, None), next(lines, None)]
+    head = [line for line in first if line is not None]
+    names = _header(head)
+    if len(head) <= (names is not None):
+        raise DataError(f"{path} holds no rows below its header: give at least one row of numbers")
+    width = len(head[0][1])
+    label = None if labels is None else _position(path, labels, names, width)
+    places = _without([f"column {i + 1}" if names is None else f"column {names[i]!r}" for i in range(width)], label)
+    values, rows, label_cells = array("d"), array("q"), []
+    for source in (head[names is not None :], lines):
+        for number, cells in source:
+            if len(cells) != width:
+                raise DataError(
+                    f"{path}, row {number} has {len(cells)} cells, the first row has {width}, and all must have as "
+                    "many: correct that row"
+                )
+            if label is not None:
+                label_cells.append(_label(path, number, cells.pop(label).strip()))
+            try:
+                values.extend(map(float, cells))
+            except ValueError:
+                del values[len(rows) * len(places) :]  # extend had taken some of this row already
+                values.extend(_number(path, number, place, cell) for place, cell in zip(places, cells, strict=True))
+            rows.append(number)
+    table = np.array(values, dtype=np.float64).reshape(len(rows), -1)
+    return Raw(
+        table,
+        train_labels=None if label is None else np.array(label_cells),
+        columns=None if names is None else _without(names, label),
+        rows=np.array(rows, dtype=np.int64),
+        places=places,
+    )
+
+
+def _is_text(cell: str) -> bool:
+    if cell.strip().lower() in _MISSING:
+        return False
+    try:
+        float(cell)
+    except ValueError:
+        return True
+    return False
+
+
+def _header(head: list[tuple[int, list[str]]]) -> tuple[str, ...] | None:
+    if not head:
+        return None
+    cells = head[0][1]
+    if len(head) == 1:
+        return tuple(cells) if all(map(_is_text, cells)) else None
+    turns = any(_is_text(above) and not _is_text(below) for above, below in zip(cells, head[1][1], strict=False))
+    return tuple(cell.strip() for cell in cells) if turns else None
+
+
+def _position(path: Path, labels: str | int, names: tuple[str, ...] | None, width: int) -> int:
+    if names is not None and labels in names:
+        return names.index(str(labels))
+    known = f"{width} columns" if names is None else f"the columns {', '.join(names)}"
+    try:
+        position = int(labels)
+    except ValueError:
+        position = width
+    if not -width <= position < width:
+        raise DataError(
+            f"{path} has no column {labels!r} for the labels, it has {known}: give a name, or a position from 0"
+        )
+    if width == 1:  # labels alone are nothing to learn from
+        raise DataError(f"{path} has one column only, and labels={labels!r} takes it away: leave labels out")
+    return position % width
+
+
+def _without(names: Sequence[str], label: int | None) -> tuple[str, ...]:
+    return tuple(name for column, name in enumerate(names) if column != label)
+
+
+def _label(path: Path, row: int, cell: str) -> str:
+    if cell.lower() in _MISSING:
+        raise DataError(f"{path}, row {row} has no label: fill it, or remove that row")
+    return cell
+
+
+def _number(path: Path, row: int, place: str, cell: str) -> float:
+    if cell.strip().lower() in _MISSING:
+        return float("nan")
+    try:
+        return float(cell)
+    except ValueError as error:
+        raise _text_error(path, row, place, cell) from error
+
+
+def _text_error(path: Path, row: int, place: str, cell: str) -> DataError:
+    return DataError(
+        f"{path}, row {row}, {place} holds the text {cell[:40]!r}, must be a number: code the column as numbers, "
+        "remove it, or set it aside with labels=NAME (--labels NAME) if it is the class"
+    )
+
+
+def read_parquet(path: Path, labels: str | int | None = None) -> Raw:
+    """The numeric columns of a Parquet file; nulls become NaN.
+
+    Args:
+        path: the file.
+        labels: the column of labels, by name or by position from 0; it alone may hold text.
+
+    Raises:
+        DataError: a column that holds no numbers, a damaged file, no such column, or pyarrow is not installed.
+    """
+    refuse_empty(path)
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise DataError(f"reading {path} needs pyarrow, which is not installed: pip install 'xhat[data]'") from error
+    with reading(path, "Parquet file"):
+        try:
+            table = parquet.ParquetFile(path).read(use_threads=False)
+        except pyarrow.ArrowException as error:
+            reason = str(error).split("\n")[0]
+            raise DataError(f"{path} is no readable Parquet file ({reason}): fetch or write it again") from error
+    names = tuple(table.column_names)
+    if table.num_rows == 0 or not names:
+        raise DataError(f"{path} holds no rows: give at least one row of numbers")
+    label = None if labels is None else _position(path, labels, names, len(names))
+    columns = [_numeric(path, name, table.column(i)) for i, name in enumerate(names) if i != label]
+    return Raw(
+        np.stack(columns, axis=1),
+        train_labels=None if label is None else _label_column(path, table.column(label)),
+        columns=_without(names, label),
+        rows=np.arange(1, table.num_rows + 1),
+        places=_without([f"column {name!r}" for name in names], label),
+    )
+
+
+def _numeric(path: Path, name: str, column: Any) -> np.ndarray:
+    from pyarrow import types
+
+    kind = column.type
+    if types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind):
+        return np.asarray(column.cast("float64").to_numpy(), dtype=np.float64)
+    if types.is_string(kind) or types.is_large_string(kind):
+        row = next((i for i, cell in enumerate(column.to_pylist()) if cell is not None), 0)
+        raise _text_error(path, row + 1, f"column {name!r}", str(column[row]))
+    raise DataError(
+        f"{path}, column {name!r} holds values of type {kind}, must be numbers: convert the column, or remove it"
+    )
+
+
+def _label_column(path: Path, column: Any) -> np.ndarray:
+    cells = column.to_pylist()
+    if None in cells:
+        raise DataError(f"{path}, row {cells.index(None) + 1} has no label: fill it, or remove that row")
+    return np.array(cells)

@@ -1,0 +1,21 @@
+"""Laws that torch lacks, and the Kullback-Leibler divergence between any two laws.
+
+Every law is a plain :class:`torch.distributions.Distribution`, so it goes wherever torch's own go. The divergences live
+in xhat's own table and fall back on torch's; nothing is registered with torch.
+"""
+
+from xhat.distributions.continuous_bernoulli import ContinuousBernoulli
+from xhat.distributions.delta import Delta
+from xhat.distributions.kl import Estimate, kl_divergence, kl_per_dimension
+from xhat.distributions.levels import Levels
+from xhat.distributions.support import is_discrete
+
+__all__ = [
+    "ContinuousBernoulli",
+    "Delta",
+    "Estimate",
+    "Levels",
+    "is_discrete",
+    "kl_divergence",
+    "kl_per_dimension",
+]

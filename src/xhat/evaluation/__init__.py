@@ -1,0 +1,1 @@
+"""Evaluation: bounds, evidence and diagnostics, each with its standard error."""

@@ -1,0 +1,60 @@
+"""What looks wrong about an evaluated model, in words."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from xhat.conditionals import Normal
+from xhat.models.base import Model
+
+if TYPE_CHECKING:
+    from xhat.evaluation.evaluate import Evaluation
+
+COLLAPSED = 0.01  # nats of KL, below which a dimension says nothing about x
+SMALL_ESS = 10.0
+
+
+def findings(model: Model, result: Evaluation) -> list[str]:
+    """Sentences about collapsed dimensions, σ at its bound, an effective sample size too small to trust, and overfitting."""
+    found = []
+    if result.kl_per_dimension is not None:
+        dead = sum(kl < COLLAPSED for kl in result.kl_per_dimension)
+        if dead == result.latent:
+            found.append(
+                "posterior collapse: every latent dimension's KL is below 0.01 nats, so the code says nothing about x; warm β up "
+                "(beta_warmup), give free bits, or weaken the decoder"
+            )
+        elif dead:
+            found.append(f"{dead} of {result.latent} latent dimensions are collapsed (KL below 0.01 nats): a smaller latent would do")
+    elif result.active_units == 0:
+        found.append("no unit of the code varies with x: the code says nothing about it")
+    bound = model.likelihood.minimum if isinstance(model.likelihood, Normal) and model.likelihood.per != "fixed" else None
+    if bound is not None and result.likelihood_scale is not None and result.likelihood_scale < 1.05 * bound:
+        found.append(
+            f"the likelihood's σ stands at its lower bound {bound:g}: the density is limited by that bound and not by the data; look "
+            "for constant elements, or share σ (per='shared')"
+        )
+    if result.ess_smallest is not None and result.ess is not None and result.samples > 1:
+        if result.ess < SMALL_ESS and result.ess < 0.5 * result.samples:
+            found.append(
+                f"the effective sample size is {result.ess:.1f} of {result.samples} on average: the estimate of log p(x) is "
+                "dominated by a few draws and is too low; use more samples"
+            )
+        elif result.ess_smallest < 2 and result.samples >= SMALL_ESS:
+            found.append(
+                f"for some examples one draw carries the estimate of log p(x) (effective sample size {result.ess_smallest:.1f}): "
+                "their values are too low; use more samples"
+            )
+    if result.train_elbo is not None and result.elbo is not None:
+        gap = result.train_elbo.value - result.elbo.value
+        doubt = math.hypot(result.train_elbo.stderr, result.elbo.stderr)
+        if gap > max(3 * doubt, 0.03 * abs(result.elbo.value)):
+            found.append(
+                f"the bound is {gap:.1f} nats better on training examples: the model overfits; stop earlier (patience), or make "
+                "the network smaller"
+            )
+    if result.denoised_error is not None and result.corrupted_error is not None:
+        if result.denoised_error.value >= result.corrupted_error.value:
+            found.append("the reconstruction is no closer to the clean example than the corrupted one is: train longer")
+    return found

@@ -1,0 +1,231 @@
+"""``xhat.evaluate``: every measure of a model on data, with standard errors, in one tuple and one table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from xhat.data import Examples, as_examples
+from xhat.distributions import kl_divergence, kl_per_dimension
+from xhat.errors import ConfigError
+from xhat.evaluation.diagnostics import findings
+from xhat.evaluation.evidence import BATCH, Evidence, bits_per_dimension, log_likelihood
+from xhat.models.base import Model, quiet
+from xhat.objectives.reconstruction import squared_error
+
+ACTIVE = 0.01  # variance of the posterior mean over examples, above which a unit counts as active (Burda et al. 2016)
+
+
+class Measure(NamedTuple):
+    """A mean over examples and its standard error, which is that of drawing these examples."""
+
+    value: float
+    stderr: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4f} ± {self.stderr:.4f}"
+
+
+class Evaluation(NamedTuple):
+    """What a model does on data. Means are over examples, of sums over the event; densities in nats.
+
+    Attributes:
+        examples: N.
+        samples: K of the importance-sampled log-likelihood.
+        elbo: the evidence lower bound; None without a prior, as the next six are.
+        log_likelihood: importance-sampled log p(x).
+        log_likelihood_mc_stderr: how far sampling z alone puts the mean of log p(x) in doubt.
+        ess: effective sample size, mean over examples.
+        ess_smallest: its smallest value.
+        bits_per_dimension: of the log-likelihood; None also where the likelihood is a density.
+        kl: KL(q(z|x) ‖ p(z)); None also where it has no closed form.
+        squared_error: between x and the reconstruction x̂ from the code's mean.
+        corrupted_error: between the clean x and the corrupted x; None without a corruption, as is the next.
+        denoised_error: between the clean x and the reconstruction from the corrupted x.
+        kl_per_dimension: mean over examples; of a full covariance, of the marginals.
+        active_units: latent dimensions whose posterior mean varies with x (variance above 0.01).
+        latent: number of latent dimensions.
+        train_elbo: the bound on training examples, where they were given.
+        likelihood_scale: the Normal likelihood's smallest σ.
+        findings: what looks wrong, in words.
+    """
+
+    examples: int
+    samples: int
+    elbo: Measure | None
+    log_likelihood: Measure | None
+    log_likelihood_mc_stderr: float | None
+    ess: float | None
+    ess_smallest: float | None
+    bits_per_dimension: float | None
+    kl: Measure | None
+    squared_error: Measure
+    corrupted_error: Measure | None
+    denoised_error: Measure | None
+    kl_per_dimension: tuple[float, ...] | None
+    active_units: int
+    latent: int
+    train_elbo: Measure | None
+    likelihood_scale: float | None
+    findings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        rows = [("examples", f"{self.examples}")]
+        if self.log_likelihood is not None:
+            rows += [
+                ("ELBO, nats", str(self.elbo)),
+                (f"log p(x), nats, K = {self.samples}", f"{self.log_likelihood} (sampling z: {self.log_likelihood_mc_stderr:.4f})"),
+                ("effective sample size", f"{self.ess:.1f} (smallest {self.ess_smallest:.1f}) of {self.samples}"),
+            ]
+        if self.bits_per_dimension is not None:
+            rows.append(("bits per dimension", f"{self.bits_per_dimension:.4f}"))
+        if self.kl is not None:
+            rows.append(("KL(q(z|x) ‖ p(z)), nats", str(self.kl)))
+        if self.train_elbo is not None:
+            rows.append(("ELBO on training examples, nats", str(self.train_elbo)))
+        rows.append(("squared error of x̂", str(self.squared_error)))
+        if self.corrupted_error is not None:
+            rows.append(("squared error of the corrupted x", str(self.corrupted_error)))
+            rows.append(("squared error of x̂ from it", str(self.denoised_error)))
+        if self.likelihood_scale is not None:
+            rows.append(("smallest σ of the likelihood", f"{self.likelihood_scale:.5g}"))
+        rows.append(("active units", f"{self.active_units} of {self.latent}"))
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{name:<{width}}  {value}" for name, value in rows]
+        return "\n".join([*lines, *(f"! {finding}" for finding in self.findings)])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for a JSON file."""
+        return {name: value._asdict() if isinstance(value, Measure) else value for name, value in self._asdict().items()}
+
+
+def measure(values: Tensor) -> Measure:
+    """Mean and standard error of values ``(N,)``."""
+    values = values.double()
+    stderr = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
+    return Measure(float(values.mean()), stderr)
+
+
+class _Pass(NamedTuple):
+    """What one pass over the data collects, each ``(N, …)`` on the CPU."""
+
+    means: Tensor
+    error: Tensor
+    corrupted: Tensor
+    denoised: Tensor
+    elbo: Tensor
+    kl: Tensor
+    dimensions: Tensor
+    scale: Tensor
+
+
+def evaluate(
+    model: Model,
+    x: Any,
+    samples: int = 500,
+    *,
+    train: Any = None,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Measure a model on data.
+
+    Args:
+        model: any model; one without a prior has no likelihood of x, and gets its errors measured.
+        x: examples, ``(N, *event_shape)``; dynamic binarisation is drawn once, from the seed.
+        samples: K of the importance-sampled log-likelihood; the ELBO takes as many draws, up to 100.
+        train: training examples; up to 2,000 of them are compared with x to see overfitting.
+        seed: of the draws; the caller's random numbers are left alone.
+        progress: called with the number of examples after each batch.
+
+    Raises:
+        DataError: x has another shape, or values outside the likelihood's support.
+        ConfigError: samples is below 1.
+
+    >>> import torch, xhat
+    >>> model = xhat.build("vae", shape=(4,), latent=2, hidden=[8], likelihood="bernoulli")
+    >>> result = evaluate(model, torch.zeros(20, 4), samples=10)
+    >>> result.elbo.value <= result.log_likelihood.value + 0.5
+    True
+    """
+    if samples < 1:
+        raise ConfigError(f"samples must be at least 1, was {samples}")
+    examples = as_examples(x).fixed(seed)
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        has_prior = hasattr(model, "prior")
+        seen = _collect(model, examples, min(samples, 100))
+        evidence = log_likelihood(model, examples, samples, progress=progress) if has_prior else None
+        known = None
+        if train is not None and has_prior:
+            known = as_examples(train).fixed(seed)
+            if len(known) > 2000:
+                known = known.subset(torch.randperm(len(known))[:2000])
+            known = measure(_collect(model, known, min(samples, 100)).elbo)
+    result = _summary(model, examples, samples, seen, evidence, known)
+    return result._replace(findings=tuple(findings(model, result)))
+
+
+def _collect(model: Model, examples: Examples, samples: int) -> _Pass:
+    device = next(model.parameters()).device
+    columns: list[_Pass] = []
+    first = 0
+    with quiet(model):
+        for block in examples.batches(BATCH):
+            model.check(block, "x", first)
+            first += len(block)
+            columns.append(_collect_block(model, block.to(device), samples))
+    return _Pass(*(torch.cat(column).cpu() for column in zip(*columns, strict=True)))
+
+
+def _collect_block(model: Model, x: Tensor, samples: int) -> _Pass:
+    none = x.new_zeros(0)
+    q = model.posterior(x)
+    law = model.likelihood(q.mean)
+    corrupted = denoised = elbo = kl = dimensions = none
+    if model.corruption is not None:
+        noisy = model.corruption(x)
+        corrupted = squared_error(noisy, x)
+        denoised = squared_error(model.likelihood(model.posterior(noisy).mean).mean, x)
+    if hasattr(model, "prior"):
+        elbo = model.elbo(x, samples)
+        try:
+            kl, dimensions = kl_divergence(q, model.prior()), kl_per_dimension(q, model.prior()).flatten(1)
+        except ConfigError:
+            kl = dimensions = none  # no closed form: the table leaves the line out
+    base = getattr(law, "base_dist", law)
+    learned = isinstance(base, torch.distributions.Normal) and hasattr(model, "prior")
+    scale = base.scale.flatten(1).amin(1) if learned else none
+    return _Pass(q.mean.flatten(1), squared_error(law.mean, x), corrupted, denoised, elbo, kl, dimensions, scale)
+
+
+def _summary(
+    model: Model, examples: Examples, samples: int, seen: _Pass, evidence: Evidence | None, train: Measure | None
+) -> Evaluation:
+    log_px = None if evidence is None else measure(evidence.log_px)
+    doubt = None if evidence is None else float(evidence.stderr.square().sum().sqrt() / len(examples))
+    return Evaluation(
+        examples=len(examples),
+        samples=samples,
+        elbo=measure(seen.elbo) if len(seen.elbo) else None,
+        log_likelihood=log_px,
+        log_likelihood_mc_stderr=doubt,
+        ess=None if evidence is None else float(evidence.ess.mean()),
+        ess_smallest=None if evidence is None else float(evidence.ess.min()),
+        bits_per_dimension=None if log_px is None else bits_per_dimension(model, log_px.value),
+        kl=measure(seen.kl) if len(seen.kl) else None,
+        squared_error=measure(seen.error),
+        corrupted_error=measure(seen.corrupted) if len(seen.corrupted) else None,
+        denoised_error=measure(seen.denoised) if len(seen.denoised) else None,
+        kl_per_dimension=tuple(seen.dimensions.double().mean(0).tolist()) if len(seen.dimensions) else None,
+        active_units=int((seen.means.double().var(0) > ACTIVE).sum()) if len(examples) > 1 else 0,
+        latent=seen.means.shape[1],
+        train_elbo=train,
+        likelihood_scale=float(seen.scale.min()) if len(seen.scale) else None,
+        findings=(),
+    )

@@ -1,0 +1,225 @@
+"""The chassis that every model stands on."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent
+
+from xhat.conditionals import Conditional
+from xhat.data import Corruption
+from xhat.distributions import Delta, is_discrete
+from xhat.errors import ConfigError, DataError
+from xhat.gradients import Gradient
+from xhat.gradients.expectation import check_fit
+from xhat.objectives import ELBO, Objective, Terms
+from xhat.parts import Part
+
+
+class Stage(NamedTuple):
+    """One stretch of training: what is trained, on terms that ``module(x)`` gives for a batch of raw examples."""
+
+    name: str
+    module: nn.Module
+    objective: Objective
+
+
+class Model(Part, nn.Module, abc.ABC):
+    """Abstract: a posterior, a likelihood, an objective and a gradient, and perhaps a prior and a corruption.
+
+    ``model.posterior(x)``, ``model.likelihood(z)`` and ``model.prior()`` are distributions. Shapes: x is ``(B, *event_shape)``,
+    z ``(…, B, *latent_shape)``.
+    """
+
+    event_shape: tuple[int, ...]
+    latent_shape: tuple[int, ...]
+    prior: Callable[[], Distribution]
+
+    def __init__(
+        self,
+        prior: nn.Module | None,
+        posterior: nn.Module,
+        likelihood: nn.Module,
+        objective: Objective,
+        gradient: Gradient,
+        corruption: Corruption | None,
+    ) -> None:
+        super().__init__()
+        if prior is not None:
+            self.prior = prior
+        self.posterior = posterior
+        self.likelihood = likelihood
+        self.objective = objective
+        self.gradient = gradient
+        self.corruption = corruption
+        self.event_shape = event_of(likelihood, "likelihood")
+        self.latent_shape = event_of(posterior, "posterior")
+        if isinstance(posterior, Conditional):
+            posterior.bind(self.event_shape, "posterior")
+        if isinstance(likelihood, Conditional):
+            likelihood.bind(self.latent_shape, "likelihood")
+        self._try_out()
+
+    def _try_out(self) -> None:
+        """Put two blank examples through, so that parts that do not fit are refused now and by name."""
+        like = next((p for p in self.parameters() if p.is_floating_point()), torch.zeros(()))
+        x = like.new_zeros(2, *self.event_shape)
+        with quiet(self):
+            q = self.posterior(x)
+            check_law(q, "posterior", self.latent_shape)
+            # A law with a gradient to its parameters: some estimators fit only where nothing moves the support.
+            with torch.enable_grad():
+                check_fit(self.gradient, self.posterior(x), self.objective.samples)
+            check_law(self.likelihood(q.sample()), "likelihood", self.event_shape)
+            if hasattr(self, "prior"):
+                if isinstance(q, Delta):
+                    raise ConfigError(
+                        "a Delta posterior has no density, so its KL to a prior is infinite: use xhat.Autoencoder, or a "
+                        "Normal posterior"
+                    )
+                p = self.prior()
+                if tuple(p.event_shape) != self.latent_shape:
+                    raise ConfigError(
+                        f"the prior draws events of shape {tuple(p.event_shape)}, the posterior of shape {self.latent_shape}: "
+                        "they must be the same"
+                    )
+                if is_discrete(p) != is_discrete(q):
+                    raise ConfigError(
+                        f"the posterior {law_name(q)} and the prior {law_name(p)} do not live on the same points, so no KL "
+                        "between them is finite: use a prior of the posterior's kind"
+                    )
+
+    def forward(self, x: Tensor) -> Terms:
+        """The objective's terms, unchecked: what the training loop calls after it has checked the data once.
+
+        The encoder sees a corrupted x when there is a corruption; the target is the clean x.
+        """
+        seen = x if self.corruption is None else self.corruption(x)
+        return self.objective(self, seen, x)
+
+    def loss(self, x: Tensor) -> Tensor:
+        """The training loss per example, ``(B,)``; in nats where the objective is.
+
+        Raises:
+            DataError: x has another shape, or values outside the likelihood's support.
+        """
+        self.check(x)
+        return self(x).loss
+
+    def check(self, x: Tensor, where: str = "x", first: int = 0) -> None:
+        """Refuse examples of another shape, or outside the likelihood's support.
+
+        Raises:
+            DataError: says which.
+        """
+        if x.ndim == 0 or tuple(x.shape[1:]) != self.event_shape:
+            raise DataError(
+                f"{where} must have shape (B, {', '.join(map(str, self.event_shape))}) for this model, was {tuple(x.shape)}"
+            )
+        if isinstance(self.likelihood, Conditional):
+            self.likelihood.check(x, where, first)
+
+    def elbo(self, x: Tensor, samples: int = 1) -> Tensor:
+        r"""The evidence lower bound per example, :math:`E_q[\log p(x|z)] - KL(q(z|x) \,\|\, p(z))`, ``(B,)``, in nats.
+
+        It is the bound itself: weight 1 on the KL, no free bits, a clean x; the KL in closed form where there is one.
+
+        Raises:
+            ConfigError: the model has no prior.
+            DataError: x has another shape, or values outside the likelihood's support.
+        """
+        self.need_prior("have an evidence lower bound")
+        self.check(x)
+        kl = self.objective.kl if isinstance(self.objective, ELBO) else "auto"
+        return ELBO(kl=kl, samples=samples)(self, x, x).measures["elbo"]
+
+    def encode(self, x: Tensor, sample: bool = False) -> Tensor:
+        """The posterior's mean, or a draw from it, ``(B, *latent_shape)``."""
+        with quiet(self):
+            q = self.posterior(x)
+            return q.sample() if sample else q.mean
+
+    def decode(self, z: Tensor, sample: bool = False) -> Tensor:
+        """The likelihood's mean, or a draw from it, ``(B, *event_shape)``."""
+        with quiet(self):
+            p = self.likelihood(z)
+            return p.sample() if sample else p.mean
+
+    def reconstruct(self, x: Tensor, sample: bool = False) -> Tensor:
+        """x̂: what the code of x decodes to; with ``sample`` both the code and the example are drawn."""
+        return self.decode(self.encode(x, sample), sample)
+
+    def sample(self, n: int, sample: bool = False) -> Tensor:
+        """``n`` new examples: z from the prior, then the likelihood's mean, or with ``sample`` a draw from it.
+
+        Raises:
+            ConfigError: the model has no prior.
+        """
+        if n < 1:
+            raise ConfigError(f"n must be at least 1, was {n}")
+        self.need_prior("sample new examples")
+        with quiet(self):
+            z = self.prior().sample((n,))
+        return self.decode(z, sample)
+
+    def need_prior(self, purpose: str) -> None:
+        """Refuse what only a model with a prior can do.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if not hasattr(self, "prior"):
+            raise ConfigError(f"a {type(self).__name__} has no prior and so cannot {purpose}: train a VAE for that")
+
+    def stages(self) -> list[Stage]:
+        """What training goes through, in order."""
+        return [Stage("train", self, self.objective)]
+
+
+@contextlib.contextmanager
+def quiet(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients, for the time of a block."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def event_of(conditional: nn.Module, what: str) -> tuple[int, ...]:
+    """The event shape that a conditional or a prior declares as ``event``.
+
+    Raises:
+        ConfigError: it declares none.
+    """
+    event = getattr(conditional, "event", None)
+    if not isinstance(event, Sequence):
+        raise ConfigError(f"the {what} {type(conditional).__name__} needs an attribute event: the shape of one draw")
+    return tuple(event)
+
+
+def check_law(law: object, what: str, event: tuple[int, ...]) -> None:
+    """Refuse a conditional that returns no distribution, or one over events of another shape.
+
+    Raises:
+        ConfigError: says which.
+    """
+    if not isinstance(law, Distribution):
+        raise ConfigError(f"the {what} must return a torch Distribution, returned {type(law).__name__}")
+    if tuple(law.event_shape) != event:
+        raise ConfigError(
+            f"the {what} {law_name(law)} has event shape {tuple(law.event_shape)}, but declares {event}: wrap the law in "
+            "torch.distributions.Independent"
+        )
+
+
+def law_name(law: Distribution) -> str:
+    """A law's name for messages, with what is inside an Independent."""
+    return f"{type(law.base_dist).__name__}" if isinstance(law, Independent) else type(law).__name__

@@ -1,0 +1,59 @@
+"""The options of recipes, as plain data: the command reads them without importing torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """What a recipe can be told; ``None`` leaves the choice to the recipe.
+
+    Attributes:
+        latent: size of the code z.
+        hidden: sizes of the encoder's hidden layers, the decoder mirrors them; for a convolutional network the one fully
+            connected layer.
+        network: "mlp", or "conv" for images.
+        channels: feature maps of each level of a convolutional encoder; the decoder mirrors them.
+        activation: relu, leaky-relu, elu, gelu, silu, tanh, sigmoid, softplus or identity.
+        posterior: normal, multivariate-normal, bernoulli, categorical, poisson or continuous-bernoulli.
+        likelihood: normal, bernoulli, continuous-bernoulli, categorical or poisson.
+        posterior_scale: how the posterior's scale is made positive, "softplus" or "exp".
+        scale: the Normal likelihood's scale, "softplus", "exp", or a number that fixes it.
+        per: whose scale the Normal likelihood has: "shared", "dimension" or "network".
+        minimum: lower bound of the Normal likelihood's scale.
+        link: "identity", or "sigmoid" to keep the Normal likelihood's mean in (0, 1).
+        levels: grey levels of a categorical likelihood or posterior.
+        beta: weight of the KL term.
+        beta_warmup: epochs over which the weight of the KL term rises from 0.
+        free_bits: nats for each latent dimension that cost nothing.
+        kl: "auto", "analytic" or "sampled".
+        samples: draws of z for each example and step.
+        gradient: how the derivative gets through z, "pathwise" or "score".
+        baseline: of the score gradient, "none", "lagged" or "leave-one-out".
+        corruption: noise on the encoder's input, "masking:0.5", "normal-noise:0.3" or "salt-and-pepper:0.25".
+        tied: let the decoder use the encoder's weights, transposed.
+    """
+
+    latent: int | None = None
+    hidden: tuple[int, ...] | None = None
+    network: str | None = None
+    channels: tuple[int, ...] | None = None
+    activation: str | None = None
+    posterior: str | None = None
+    likelihood: str | None = None
+    posterior_scale: str | None = None
+    scale: str | float | None = None
+    per: str | None = None
+    minimum: float | None = None
+    link: str | None = None
+    levels: int | None = None
+    beta: float | None = None
+    beta_warmup: float | None = None
+    free_bits: float | None = None
+    kl: str | None = None
+    samples: int | None = None
+    gradient: str | None = None
+    baseline: str | None = None
+    corruption: str | None = None
+    tied: bool | None = None

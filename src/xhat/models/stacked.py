@@ -1,0 +1,104 @@
+"""The stacked autoencoder: trained greedily, layer by layer, then unrolled and fine-tuned."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from xhat.conditionals import Conditional
+from xhat.data import Corruption
+from xhat.errors import ConfigError
+from xhat.gradients import Pathwise
+from xhat.models.base import Model, Stage
+from xhat.networks import MLP
+from xhat.networks.mlp import linears
+from xhat.objectives import ELBO, NegativeLogLikelihood, Objective, SquaredError, Terms
+from xhat.objectives.reconstruction import squared_error
+
+
+class Stacked(Model):
+    r"""Deep autoencoder whose layers are first trained one at a time, each on the codes of the layer below.
+
+    Stage i trains the i-th encoder layer and its mirror image in the decoder as a shallow autoencoder of
+    :math:`h_{i-1} = a(W_{i-1} \cdots)`; the last stage trains the whole, unrolled. The layers are the same tensors
+    throughout, so after the last greedy stage nothing needs copying.
+
+    Args:
+        posterior: ``conditionals.Delta`` on an ``MLP``.
+        likelihood: a conditional on an ``MLP`` that mirrors the encoder's.
+        objective: of the whole; the squared error unless given.
+        corruption: noise on each stage's input (a stacked denoising autoencoder).
+
+    Raises:
+        ConfigError: networks that are not MLPs or do not mirror each other.
+
+    Source: Hinton & Salakhutdinov (2006); Bengio et al. (2007); Vincent et al. (2010).
+
+    >>> import xhat
+    >>> model = xhat.build("stacked", shape=(64,), latent=2, hidden=[32, 8])
+    >>> [stage.name for stage in model.stages()]
+    ['layer 1 of 3', 'layer 2 of 3', 'layer 3 of 3', 'fine-tune']
+    """
+
+    def __init__(
+        self,
+        posterior: Conditional,
+        likelihood: Conditional,
+        objective: Objective | None = None,
+        corruption: Corruption | None = None,
+    ) -> None:
+        if isinstance(objective, ELBO):
+            raise ConfigError("a Stacked autoencoder has no prior, so it has no ELBO: use objectives.SquaredError")
+        up = linears(posterior.network, posterior.head)
+        down = linears(likelihood.network, likelihood.head)[::-1]
+        if [(a.in_features, a.out_features) for a in up] != [(b.out_features, b.in_features) for b in down]:
+            raise ConfigError(
+                "a Stacked autoencoder needs a decoder that mirrors its encoder: the encoder's layers are "
+                f"{[(a.in_features, a.out_features) for a in up]}, the decoder's, from its end, "
+                f"{[(b.in_features, b.out_features) for b in down]}"
+            )
+        super().__init__(
+            None, posterior, likelihood, SquaredError() if objective is None else objective, Pathwise(), corruption
+        )
+
+    def stages(self) -> list[Stage]:
+        depth = len(linears(self.posterior.network, self.posterior.head))
+        greedy = [Stage(f"layer {i + 1} of {depth}", Layer(self, i), self.objective) for i in range(depth)]
+        return [*greedy, Stage("fine-tune", self, self.objective)]
+
+
+class Layer(nn.Module):
+    """One encoder layer with its mirror image, as a shallow autoencoder of the codes below."""
+
+    def __init__(self, model: Stacked, index: int) -> None:
+        super().__init__()
+        posterior, likelihood = model.posterior, model.likelihood
+        assert isinstance(posterior, Conditional)
+        assert isinstance(likelihood, Conditional)
+        up = linears(posterior.network, posterior.head)
+        down = linears(likelihood.network, likelihood.head)[::-1]
+        assert isinstance(posterior.network, MLP)
+        self.encode, self.decode = up[index], down[index]
+        self.activation = posterior.network.activation
+        self.is_top = index == len(up) - 1
+        self.is_bottom = index == 0
+        # In a tuple: these are not this stage's to train.
+        self._below = (up[:index], likelihood, model.objective, model.corruption)
+
+    def forward(self, x: Tensor) -> Terms:
+        below, likelihood, objective, corruption = self._below
+        with torch.no_grad():
+            h = x.flatten(1)
+            for layer in below:
+                h = self.activation(layer(h))
+        code = self.encode(h if corruption is None else corruption(h))
+        if not self.is_top:
+            code = self.activation(code)
+        back = self.decode(code)
+        if not self.is_bottom:
+            error = squared_error(self.activation(back), h)
+            return Terms(error, {"squared_error": error})
+        law = likelihood.law(back.unflatten(1, likelihood.head.shape))
+        error = squared_error(law.mean, x)
+        loss = -law.log_prob(x) if isinstance(objective, NegativeLogLikelihood) else error
+        return Terms(loss, {"squared_error": error})

@@ -1,0 +1,99 @@
+"""What a conditional asks of a network, and how a network that knows nothing of xhat is understood."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from xhat.errors import ConfigError
+from xhat.parts import Part
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky-relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "softplus": nn.Softplus,
+    "identity": nn.Identity,
+}
+
+
+def activation_of(name: str) -> nn.Module:
+    """A fresh activation by name.
+
+    Raises:
+        ConfigError: the name is not one of :data:`ACTIVATIONS`.
+    """
+    if name not in ACTIVATIONS:
+        raise ConfigError(f"activation must be one of {', '.join(ACTIVATIONS)}, was {name!r}")
+    return ACTIVATIONS[name]()
+
+
+def as_shape(shape: int | Sequence[int], what: str) -> tuple[int, ...]:
+    """An event shape from an int or a sequence; every size must be at least 1."""
+    sizes = (shape,) if isinstance(shape, int) else tuple(int(size) for size in shape)
+    if not sizes or any(size < 1 for size in sizes):
+        raise ConfigError(f"{what} must be a size or sizes of at least 1, was {shape!r}")
+    return sizes
+
+
+class Network(Part, nn.Module, abc.ABC):
+    """A body: maps ``(N, *in_shape)`` to features and makes heads for them."""
+
+    in_shape: tuple[int, ...]
+
+    @abc.abstractmethod
+    def head(self, shape: tuple[int, ...]) -> nn.Module:
+        """A new layer that maps this body's features to ``(N, *shape)``."""
+
+
+class LinearHead(nn.Module):
+    """A linear layer from flat features to a shape."""
+
+    def __init__(self, features: int, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = shape
+        self.linear: nn.Module = nn.Linear(features, math.prod(shape))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.linear(features.flatten(1)).unflatten(1, self.shape)
+
+
+def head_of(network: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """The layer that maps a network's features to ``(N, *shape)``; also for networks that are not xhat's.
+
+    A foreign network is asked for ``out_features``; a ``Sequential`` is asked from its end for the last layer that has one.
+
+    Raises:
+        ConfigError: nothing says how many features come out.
+    """
+    if hasattr(network, "head"):
+        return network.head(shape)
+    candidates = [network, *reversed(list(network.modules()))]
+    for module in candidates:
+        features = getattr(module, "out_features", None)
+        if isinstance(features, int):
+            return LinearHead(features, shape)
+    raise ConfigError(
+        f"{type(network).__name__} does not say how many features it puts out: give it an attribute out_features, "
+        "or a method head(shape) that returns its last layer"
+    )
+
+
+def in_shape_of(network: nn.Module) -> tuple[int, ...] | None:
+    """The event shape that a network takes, or None when it does not say (it then gets whatever the model holds)."""
+    shape = getattr(network, "in_shape", None)
+    if shape is not None:
+        return tuple(shape)
+    first = network
+    while isinstance(first, nn.Sequential) and len(first):
+        first = first[0]
+    if isinstance(first, nn.Linear):
+        return (first.in_features,)
+    return None

@@ -1,0 +1,46 @@
+"""What an objective asks of a model, and what it answers."""
+
+from __future__ import annotations
+
+import abc
+from typing import NamedTuple, Protocol
+
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from xhat.gradients import Gradient
+from xhat.parts import Part
+
+
+class Terms(NamedTuple):
+    """What one batch gives: the loss to minimise and the measures to log, each ``(B,)``, summed over the event."""
+
+    loss: Tensor
+    measures: dict[str, Tensor]
+
+
+class Chassis(Protocol):
+    """What an objective uses of a model."""
+
+    gradient: Gradient
+
+    def prior(self) -> Distribution: ...
+    def posterior(self, x: Tensor) -> Distribution: ...
+    def likelihood(self, z: Tensor) -> Distribution: ...
+
+
+class Objective(Part, nn.Module, abc.ABC):
+    """Maps a model and a batch to :class:`Terms`.
+
+    ``samples`` is the number of draws of z for each example.
+    """
+
+    samples: int = 1
+    name: str
+
+    @abc.abstractmethod
+    def forward(self, model: Chassis, x: Tensor, target: Tensor) -> Terms:
+        """The terms for an encoder's input ``x`` and a target, both ``(B, *event)``; they differ when x is corrupted."""
+
+    def at(self, epoch: float) -> None:  # noqa: B027 - most objectives do not change with time
+        """Tell the objective how far training is, for schedules such as β warm-up."""

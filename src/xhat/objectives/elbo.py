@@ -1,0 +1,97 @@
+"""The evidence lower bound and its training variants."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from xhat.distributions import kl_divergence, kl_per_dimension
+from xhat.distributions.kl_table import closed_form
+from xhat.errors import ConfigError
+from xhat.gradients import expectation
+from xhat.objectives.base import Chassis, Objective, Terms
+
+KL = ("auto", "analytic", "sampled")
+
+
+class ELBO(Objective):
+    r"""Negative evidence lower bound, with a weight on its KL term.
+
+    .. math:: L = -E_{q(z|x)}[\log p(x|z)] + \beta\, KL(q(z|x) \,\|\, p(z))
+
+    The logged measure ``elbo`` is the true bound (β = 1, no free bits) whatever the loss is.
+
+    Args:
+        beta: weight of the KL at the end of the warm-up; 1 is the bound itself.
+        warmup: epochs over which the weight rises from 0 to ``beta``, linearly.
+        free_bits: λ in nats; each latent dimension's KL, averaged over the batch, is paid for only above λ.
+        kl: ``"analytic"`` (closed form), ``"sampled"`` (log q − log p at the samples) or ``"auto"`` (closed form where there is one).
+        samples: L, draws of z for each example.
+
+    Raises:
+        ConfigError: a negative weight, or free bits with a sampled KL.
+
+    Source: Kingma & Welling (2013); β: Higgins et al. (2017); warm-up: Bowman et al. (2016); free bits: Kingma et al. (2016).
+
+    >>> import xhat
+    >>> model = xhat.build("vae", shape=(4,), latent=2, hidden=[8], likelihood="bernoulli", beta=4.0, beta_warmup=10)
+    >>> model.objective.at(epoch=5.0)
+    >>> model.objective.weight
+    tensor(2.)
+    """
+
+    name = "elbo"
+    weight: Tensor
+
+    def __init__(
+        self, beta: float = 1.0, warmup: float = 0.0, free_bits: float = 0.0, kl: str = "auto", samples: int = 1
+    ) -> None:
+        super().__init__()
+        for option, value in (("beta", beta), ("warmup", warmup), ("free_bits", free_bits)):
+            if not value >= 0:
+                raise ConfigError(f"{option} must be at least 0, was {value}")
+        if kl not in KL:
+            raise ConfigError(f"kl must be one of {', '.join(KL)}, was {kl!r}")
+        if free_bits > 0 and kl == "sampled":
+            raise ConfigError("free_bits needs the KL of each dimension, which only kl='analytic' has")
+        if samples < 1:
+            raise ConfigError(f"samples must be at least 1, was {samples}")
+        self.beta, self.warmup, self.free_bits, self.kl, self.samples = beta, warmup, free_bits, kl, samples
+        # A tensor, so that a schedule changes no constant of a compiled program.
+        self.register_buffer("weight", torch.tensor(0.0 if warmup > 0 else float(beta)))
+
+    def at(self, epoch: float) -> None:
+        if self.warmup > 0:
+            self.weight.fill_(self.beta * min(1.0, epoch / self.warmup))
+
+    def forward(self, model: Chassis, x: Tensor, target: Tensor) -> Terms:
+        q, p = model.posterior(x), model.prior()
+        kl = None if self.kl == "sampled" else closed_form(q, p)
+        if kl is not None:
+            return self._analytic(model, target, q, p, kl)
+        if self.kl == "analytic" or self.free_bits > 0:
+            kl_divergence(q, p)  # raises, and says which pair has no closed form
+        return self._sampled(model, target, q, p)
+
+    def _analytic(self, model: Chassis, target: Tensor, q: Distribution, p: Distribution, kl: Tensor) -> Terms:
+        log_px = expectation(lambda z: model.likelihood(z).log_prob(target), q, model.gradient, self.samples)
+        paid = kl
+        if self.free_bits > 0:
+            each = kl_per_dimension(q, p).flatten(1)
+            above = each.mean(0) > self.free_bits
+            paid = (each * above).sum(1) + self.free_bits * (~above).sum()
+        return Terms(self.weight * paid - log_px, {"elbo": log_px - kl, "log_px_given_z": log_px, "kl": kl})
+
+    def _sampled(self, model: Chassis, target: Tensor, q: Distribution, p: Distribution) -> Terms:
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def loss_at(z: Tensor) -> Tensor:
+            log_px = model.likelihood(z).log_prob(target)
+            log_ratio = q.log_prob(z) - p.log_prob(z)
+            seen.append((log_px.detach(), log_ratio.detach()))
+            return self.weight * log_ratio - log_px
+
+        loss = expectation(loss_at, q, model.gradient, self.samples)
+        log_px, kl = (term.mean(0) for term in seen[0])
+        return Terms(loss, {"elbo": log_px - kl, "log_px_given_z": log_px, "kl": kl})

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from xhat.version import __version__
 
 if TYPE_CHECKING:
     from xhat import conditionals, data, distributions, gradients, networks, objectives, priors
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from xhat.gradients import expectation
     from xhat.models.autoencoder import Autoencoder
     from xhat.models.base import Model
+    from xhat.models.files import load, save
     from xhat.models.recipes import RECIPES, build
     from xhat.models.stacked import Stacked
     from xhat.models.vae import VAE
     from xhat.objectives import bound
-    from xhat.models.files import load, save
     from xhat.training.fit import fit, train
 
 _HOME = {
@@ -56,7 +56,7 @@ _HOME = {
 }
 _MODULES = ("conditionals", "data", "distributions", "gradients", "networks", "objectives", "priors")
 
-__all__ = [  # noqa: PLE0604 - names and folders in one list
+__all__ = [
     "Autoencoder",
     "CheckpointError",
     "ConfigError",

@@ -6,7 +6,7 @@ import abc
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Distribution, Independent
 from torch.distributions import Normal as TorchNormal
@@ -21,6 +21,8 @@ from xhat.parts import Part
 
 class Prior(Part, nn.Module, abc.ABC):
     """A law over latents of shape ``event``; independent elements unless it says otherwise."""
+
+    zeros: Tensor
 
     def __init__(self, event: int | Sequence[int]) -> None:
         super().__init__()

@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 from torch.nn import functional as F
@@ -116,8 +115,8 @@ class Conditional(Part, nn.Module, abc.ABC):
             return
         place = (~inside).nonzero()[0].tolist()
         raise DataError(
-            f"{where}: example {first + place[0]} holds {x[tuple(place)].item():g} at {tuple(place[1:])}, outside the support of the "
-            f"{type(self).__name__} likelihood ({_name(self.support)}): {self.remedy}"
+            f"{where}: example {first + place[0]} holds {x[tuple(place)].item():g} at {tuple(place[1:])}, outside the support "
+            f"of the {type(self).__name__} likelihood ({_name(self.support)}): {self.remedy}"
         )
 
 

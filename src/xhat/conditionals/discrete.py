@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, constraints
 from torch.distributions import Bernoulli as TorchBernoulli
+from torch.distributions import Distribution, Independent, constraints
 from torch.distributions import Poisson as TorchPoisson
 
 from xhat import distributions
@@ -88,8 +88,8 @@ class _Grid(constraints.Constraint):
 class Categorical(Conditional):
     """Independent grey levels: each element is one of ``levels`` equally spaced values on [0, 1], with a probability each.
 
-    The elements keep the scale that pixels have everywhere else (k/255), so likelihoods can be swapped; being a mass function, its
-    nats turn into honest bits per dimension.
+    The elements keep the scale that pixels have everywhere else (k/255), so likelihoods can be swapped; being a mass function,
+    its nats turn into honest bits per dimension.
 
     Args:
         network: from the context to features.
@@ -133,9 +133,7 @@ class Poisson(Conditional):
     support = constraints.nonnegative_integer
     remedy = "Poisson is a law of counts, so use likelihood='normal' for real values"
 
-    def __init__(
-        self, network: nn.Module, event: int | Sequence[int], scale: str = "softplus", minimum: float = 1e-6
-    ) -> None:
+    def __init__(self, network: nn.Module, event: int | Sequence[int], scale: str = "softplus", minimum: float = 1e-6) -> None:
         super().__init__(network, event, parameters=1)
         positive(torch.zeros(()), scale, minimum)  # refuses an unknown transform here rather than at the first batch
         self.transform, self.minimum = scale, minimum

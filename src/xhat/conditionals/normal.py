@@ -16,6 +16,9 @@ from xhat.conditionals.base import TRANSFORMS, Conditional, positive
 from xhat.errors import ConfigError
 
 LINKS = ("identity", "sigmoid")
+# A σ that all examples share starts at 1 and may have to shrink tenfold or more. Optimisers such as Adam move every number by
+# about the learning rate a step; with this factor it gets there in hundreds of steps, before the posterior collapses.
+GAIN = 10.0
 
 
 def _linked(raw: Tensor, link: str) -> Tensor:
@@ -74,7 +77,7 @@ class Normal(Conditional):
         self.transform, self.per, self.link, self.minimum = scale, "fixed" if fixed else per, link, minimum
         if self.per in ("dimension", "shared"):
             start = math.log(math.expm1(1.0)) if scale == "softplus" else 0.0  # σ starts at 1
-            self.raw_scale = nn.Parameter(torch.full(self.event if per == "dimension" else (), start))
+            self.raw_scale = nn.Parameter(torch.full(self.event if per == "dimension" else (), start / GAIN))
 
     def law(self, raw: Tensor) -> Distribution:
         if self.per == "network":
@@ -90,7 +93,7 @@ class Normal(Conditional):
         """σ where it does not depend on the context, ``(*event)`` or ``()``."""
         if self.per == "fixed":
             return like.new_tensor(float(self.transform)).expand_as(like)
-        return positive(self.raw_scale, str(self.transform), self.minimum).expand_as(like)
+        return positive(GAIN * self.raw_scale, str(self.transform), self.minimum).expand_as(like)
 
 
 class MultivariateNormal(Conditional):
@@ -114,10 +117,9 @@ class MultivariateNormal(Conditional):
     """
 
     support = constraints.real
+    lower: Tensor
 
-    def __init__(
-        self, network: nn.Module, event: int | Sequence[int], scale: str = "softplus", minimum: float = 1e-4
-    ) -> None:
+    def __init__(self, network: nn.Module, event: int | Sequence[int], scale: str = "softplus", minimum: float = 1e-4) -> None:
         shape = (event,) if isinstance(event, int) else tuple(event)
         if len(shape) != 1:
             raise ConfigError(f"a full covariance needs an event with one axis, was {shape}: use Normal instead")

@@ -17,6 +17,7 @@ from xhat.data.corruption import (
 )
 from xhat.data.examples import Examples, as_examples
 from xhat.data.kinds import Kind, kind_of
+from xhat.data.like import load_like, read_array
 from xhat.data.load import Data, load_data
 from xhat.data.scaling import Scaling
 
@@ -34,4 +35,6 @@ __all__ = [
     "corruption_from",
     "kind_of",
     "load_data",
+    "load_like",
+    "read_array",
 ]

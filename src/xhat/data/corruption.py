@@ -57,9 +57,7 @@ class Masking(Corruption):
         if not self.pixelwise:
             return torch.where(torch.rand_like(x) < self.rate, self.value, x)
         if x.dim() < 3:
-            raise ConfigError(
-                f"Masking(pixelwise=True) needs x of shape (B, channels, ...), not {tuple(x.shape)}: leave it out"
-            )
+            raise ConfigError(f"Masking(pixelwise=True) needs x of shape (B, channels, ...), not {tuple(x.shape)}: leave it out")
         return torch.where(torch.rand_like(x[:, :1]) < self.rate, self.value, x)
 
     def extra_repr(self) -> str:
@@ -156,9 +154,7 @@ def corruption_from(text: str) -> Corruption:
     name, colon, amount = text.partition(":")
     cls = CORRUPTIONS.get(name.strip())
     if cls is None:
-        raise ConfigError(
-            f"there is no corruption {name!r}: choose one of {', '.join(CORRUPTIONS)}, such as 'masking:0.5'"
-        )
+        raise ConfigError(f"there is no corruption {name!r}: choose one of {', '.join(CORRUPTIONS)}, such as 'masking:0.5'")
     if not colon:
         return cls()
     try:

@@ -43,9 +43,7 @@ class Examples:
         self, storage: Tensor, labels: Tensor | None = None, *, scale: bool = False, binarize: str | None = None
     ) -> None:
         if storage.dtype not in STORED:
-            raise DataError(
-                f"examples must be stored as uint8, float32 or float64, not {storage.dtype}: as_examples(x) converts"
-            )
+            raise DataError(f"examples must be stored as uint8, float32 or float64, not {storage.dtype}: as_examples(x) converts")
         if storage.dim() < 2:
             raise _too_flat("the storage", tuple(storage.shape))
         if storage.numel() == 0:
@@ -159,9 +157,7 @@ def check_unit_range(examples: Examples) -> None:
     """
     low, high = (float(bound) for bound in torch.aminmax(examples.storage))
     if not examples.scale and not (low >= 0 and high <= 1):
-        raise DataError(
-            f"binarisation needs values in [0, 1], these go from {low:g} to {high:g}: rescale them, or leave it out"
-        )
+        raise DataError(f"binarisation needs values in [0, 1], these go from {low:g} to {high:g}: rescale them, or leave it out")
 
 
 def as_examples(x: Any, where: str = "x") -> Examples:
@@ -195,19 +191,18 @@ def as_examples(x: Any, where: str = "x") -> Examples:
 
 def as_storage(x: Any, where: str) -> Tensor:
     """``x`` as a uint8, float32 or float64 tensor of the same values, sharing memory where it can."""
-    if not isinstance(x, Tensor):
-        x = _from_numpy(x, where)
-    if x.is_complex():
+    tensor: Tensor = (x if isinstance(x, Tensor) else _from_numpy(x, where)).detach()
+    if tensor.is_complex():
         raise DataError(f"{where} holds complex numbers, must hold real ones: stack x.real and x.imag on an event axis")
-    if x.dtype in STORED:
-        return x.detach()
-    if x.dtype == torch.bool:
-        return x.detach().to(torch.uint8)
-    if x.is_floating_point():
-        return x.detach().to(torch.float32)
+    if tensor.dtype in STORED:
+        return tensor
+    if tensor.dtype == torch.bool:
+        return tensor.to(torch.uint8)
+    if tensor.is_floating_point():
+        return tensor.to(torch.float32)
     # float32 is exact up to 2**24; beyond it (time stamps) float64 keeps the digits until the data are standardised
-    large = x.numel() > 0 and int(x.abs().max()) > _EXACT_IN_FLOAT32
-    return x.detach().to(torch.float64 if large else torch.float32)
+    large = tensor.numel() > 0 and int(tensor.abs().max()) > _EXACT_IN_FLOAT32
+    return tensor.to(torch.float64 if large else torch.float32)
 
 
 def _from_numpy(x: Any, where: str) -> Tensor:
@@ -216,9 +211,7 @@ def _from_numpy(x: Any, where: str) -> Tensor:
     except ValueError as error:
         raise DataError(f"{where} is no rectangular array of numbers ({error}): make all rows equally long") from error
     if array.dtype.kind not in "biufc":
-        raise DataError(
-            f"{where} has dtype {array.dtype}, must hold numbers: convert it with numpy.asarray(x, dtype=float)"
-        )
+        raise DataError(f"{where} has dtype {array.dtype}, must hold numbers: convert it with numpy.asarray(x, dtype=float)")
     if array.dtype.kind == "c":
         array = array.astype(np.complex128)
     elif array.dtype.kind == "f" and array.dtype.itemsize not in (4, 8):
@@ -264,9 +257,7 @@ def check_finite(storage: Tensor, where: str) -> None:
     index = ", ".join(map(str, position))
     place = f"row {position[0]}, column {position[1]}" if len(position) == 2 else f"index ({index})"
     wrong = f"{value:g}" if not np.isfinite(value) else f"{value:g}, too large for float32,"
-    raise DataError(
-        f"{where} holds {wrong} at {place} (x[{index}], counted from 0), must be finite: remove or fill that row"
-    )
+    raise DataError(f"{where} holds {wrong} at {place} (x[{index}], counted from 0), must be finite: remove or fill that row")
 
 
 def first_nonfinite(storage: Tensor) -> tuple[int, ...] | None:

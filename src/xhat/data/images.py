@@ -33,7 +33,7 @@ def read_images(folder: Path, resize: tuple[int, int] | None = None) -> Raw:
     Raises:
         DataError: no image, images of several sizes, a damaged image, or Pillow is not installed.
     """
-    paths = list(image_paths(folder))
+    paths = image_paths(folder)
     if not paths:
         raise DataError(f"{folder} holds no images: put files in it that end in {', '.join(IMAGE_ENDINGS)}")
     groups = _by_split(folder, paths)
@@ -44,7 +44,7 @@ def read_images(folder: Path, resize: tuple[int, int] | None = None) -> Raw:
     colour = any(image.ndim == 3 for group in images.values() for image in group)
     chosen: dict[str, Any] = {split: _stack(group, colour) for split, group in images.items()}
     for split, group in groups.items():
-        chosen[f"{split}_labels"] = _labels(folder if len(groups) == 1 else folder / _name_of(folder, group[0]), group)
+        chosen[f"{split}_labels"] = _labels(folder, group, depth=int(len(groups) > 1))
     return Raw(**chosen)
 
 
@@ -63,9 +63,10 @@ def _reraise(error: OSError) -> None:
     raise error
 
 
-def _name_of(folder: Path, path: Path) -> str:
-    parts = path.relative_to(folder).parts
-    return parts[0] if len(parts) > 1 else ""
+def _name_at(folder: Path, path: Path, depth: int) -> str:
+    """The name of the sub-folder that the file lies in, so many levels down; empty if it lies above."""
+    folders = path.relative_to(folder).parts[:-1]
+    return folders[depth] if len(folders) > depth else ""
 
 
 def _by_split(folder: Path, paths: list[Path]) -> dict[str, list[Path]]:
@@ -73,12 +74,12 @@ def _by_split(folder: Path, paths: list[Path]) -> dict[str, list[Path]]:
     split_of = {alias: split for split, aliases in SPLITS.items() for alias in aliases}
     groups: dict[str, list[Path]] = {}
     for path in paths:
-        groups.setdefault(split_of.get(_name_of(folder, path).lower(), ""), []).append(path)
+        groups.setdefault(split_of.get(_name_at(folder, path, 0).lower(), ""), []).append(path)
     return groups if "train" in groups and "" not in groups and len(groups) > 1 else {"train": paths}
 
 
-def _labels(folder: Path, paths: list[Path]) -> np.ndarray | None:
-    names = [_name_of(folder, path) for path in paths]
+def _labels(folder: Path, paths: list[Path], depth: int) -> np.ndarray | None:
+    names = [_name_at(folder, path, depth) for path in paths]
     return np.array(names) if all(names) else None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -77,7 +77,7 @@ def _within_unit(examples: Examples) -> Kind:
 def _on_grid(storage: Tensor, top: int) -> bool:
     """Whether all values are k / top with whole k, and no coarser grid would do ({0, 1/2, 1} are not 17 greys)."""
     divisor = 0
-    for chunk in storage.split(_CHUNK):
+    for chunk in _chunks(storage):
         steps = chunk * top
         level = steps.round()
         # a float32 k / top is off by at most 2e-5 of a step; half-precision sources are not taken for levels
@@ -87,8 +87,12 @@ def _on_grid(storage: Tensor, top: int) -> bool:
     return divisor == 1
 
 
+def _chunks(storage: Tensor) -> Iterator[Tensor]:
+    return (storage[start : start + _CHUNK] for start in range(0, len(storage), _CHUNK))
+
+
 def _all(storage: Tensor, condition: Callable[[Tensor], Tensor]) -> bool:
-    return all(bool(condition(chunk).all()) for chunk in storage.split(_CHUNK))
+    return all(bool(condition(chunk).all()) for chunk in _chunks(storage))
 
 
 def _binary(why: str) -> Kind:

@@ -58,7 +58,7 @@ class Data:
     def _classes(self) -> str:
         if self.train.labels is None:
             return ""
-        return f"; {len(self.label_names or self.train.labels.unique())} classes"
+        return f"; {len(self.label_names or set(self.train.labels.tolist()))} classes"
 
 
 def load_data(
@@ -117,12 +117,12 @@ def load_data(
     columns = raw.columns
     if drop_constant:
         whole, columns = _varying(whole, columns, notes)
-    scale = _are_bytes(whole)
+    scale = are_bytes(whole)
     splits = [Examples(part, code, scale=scale) for part, code in zip(whole, codes, strict=True)]
     if scale:
         notes.append("bytes are divided by 255")
     if binarize is not None:
-        splits = [_binarized(part, binarize, seed, which) for part, which in zip(splits, SPLITS, strict=True)]
+        splits = [binarized(part, binarize, seed, which) for part, which in zip(splits, SPLITS, strict=True)]
         notes.append(f"binarised ({binarize})")
     kind, scaling = kind_of(splits[0]), None
     table = len(splits[0].shape) == 1
@@ -235,8 +235,7 @@ def _varying(
     """The same without the columns that are constant on train."""
     if parts[0].dim() != 2:
         raise ConfigError(
-            f"drop_constant leaves out columns of a table, the examples have shape {tuple(parts[0].shape[1:])}: "
-            "leave it out"
+            f"drop_constant leaves out columns of a table, the examples have shape {tuple(parts[0].shape[1:])}: leave it out"
         )
     constant = constant_columns(parts[0])
     if not constant:
@@ -248,7 +247,7 @@ def _varying(
     return [part[:, kept] for part in parts], None if columns is None else tuple(columns[i] for i in kept)
 
 
-def _are_bytes(parts: list[Tensor]) -> bool:
+def are_bytes(parts: list[Tensor]) -> bool:
     """Whether the values are grey levels in bytes. All splits are asked: a dark test split is still an image.
 
     A table whose bytes stay below 255 is a table of small whole numbers, and is left as it is.
@@ -259,7 +258,7 @@ def _are_bytes(parts: list[Tensor]) -> bool:
     return highest > 1 and (parts[0].dim() > 2 or highest == 255)
 
 
-def _binarized(part: Examples, how: str, seed: int, which: str) -> Examples:
+def binarized(part: Examples, how: str, seed: int, which: str) -> Examples:
     check_unit_range(part)
     if how == "threshold":
         above = part.storage > (127 if part.scale else 0.5)

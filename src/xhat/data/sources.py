@@ -46,6 +46,8 @@ def read(source: Any, choices: Choices | None = None) -> tuple[str, Raw]:
         _refuse_others(choices, "the digits")
         return "digits", read_digits()
     if isinstance(source, str | os.PathLike):
+        if source == "":  # Path would take it for the working folder
+            raise DataError(f"the source is an empty text: {UNDERSTOOD}")
         path = Path(source)
         return path.name or str(path), _read_path(path, choices)
     return "the array", _read_array(source, choices)
@@ -78,10 +80,12 @@ def _read_path(path: Path, choices: Choices) -> Raw:
     if ending == ".npz":
         _refuse_others(choices, path, "array", "labels")
         if choices.labels is not None and not isinstance(choices.labels, str):
-            raise ConfigError(f"{path} has named arrays, labels={choices.labels!r} must be one of the names")
+            raise ConfigError(f"{path} has named arrays, labels must be one of the names, not {choices.labels!r}: name it")
         return read_npz(path, choices.array, choices.labels)
     if ending in _TABLES:
         _refuse_others(choices, path, "labels")
+        if choices.labels is not None and not isinstance(choices.labels, str | int):
+            raise ConfigError(f"{path} is a table, labels must be a column's name or position: give one of these")
         return _TABLES[ending](path, choices.labels)
     _refuse_others(choices, path)
     if ending == ".npy":
@@ -119,7 +123,8 @@ def _read_folder(path: Path, choices: Choices) -> Raw:
 def _read_array(source: Any, choices: Choices) -> Raw:
     _refuse_others(choices, "an array in memory", "labels")
     if isinstance(source, Examples):
-        values = source.tensor() if source.scale else source.storage
+        # the grey values, also where batches are drawn from them
+        values = Examples(source.storage, scale=True).tensor() if source.scale else source.storage
         labels = choices.labels if choices.labels is not None else source.labels
     else:
         values, labels = as_storage(source, "x"), choices.labels

@@ -106,8 +106,7 @@ def _flat(labels: np.ndarray, size: int) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.size != size or labels.shape[:1] != (size,):
         raise DataError(
-            f"labels must be one for each of the {size} examples, their shape is {labels.shape}: "
-            f"give labels of shape ({size},)"
+            f"labels must be one for each of the {size} examples, their shape is {labels.shape}: give labels of shape ({size},)"
         )
     if labels.dtype.kind not in "biufU":
         raise DataError(f"labels must be whole numbers or text, their dtype is {labels.dtype}: convert them")

@@ -96,18 +96,14 @@ def _header(head: list[tuple[int, list[str]]]) -> tuple[str, ...] | None:
 
 
 def _position(path: Path, labels: str | int, names: tuple[str, ...] | None, width: int) -> int:
-    if names is not None and labels in names:
-        return names.index(str(labels))
-    known = f"{width} columns" if names is None else f"the columns {', '.join(names)}"
     try:
-        position = int(labels)
+        position = names.index(str(labels)) if names is not None and labels in names else int(labels)
     except ValueError:
         position = width
     if not -width <= position < width:
-        raise DataError(
-            f"{path} has no column {labels!r} for the labels, it has {known}: give a name, or a position from 0"
-        )
-    if width == 1:  # labels alone are nothing to learn from
+        known = f"{width} columns" if names is None else f"the columns {', '.join(names)}"
+        raise DataError(f"{path} has no column {labels!r} for the labels, it has {known}: give a name, or a position from 0")
+    if width == 1:
         raise DataError(f"{path} has one column only, and labels={labels!r} takes it away: leave labels out")
     return position % width
 
@@ -183,9 +179,7 @@ def _numeric(path: Path, name: str, column: Any) -> np.ndarray:
     if types.is_string(kind) or types.is_large_string(kind):
         row = next((i for i, cell in enumerate(column.to_pylist()) if cell is not None), 0)
         raise _text_error(path, row + 1, f"column {name!r}", str(column[row]))
-    raise DataError(
-        f"{path}, column {name!r} holds values of type {kind}, must be numbers: convert the column, or remove it"
-    )
+    raise DataError(f"{path}, column {name!r} holds values of type {kind}, must be numbers: convert the column, or remove it")
 
 
 def _label_column(path: Path, column: Any) -> np.ndarray:

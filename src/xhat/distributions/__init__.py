@@ -6,7 +6,7 @@ in xhat's own table and fall back on torch's; nothing is registered with torch.
 
 from xhat.distributions.continuous_bernoulli import ContinuousBernoulli
 from xhat.distributions.delta import Delta
-from xhat.distributions.kl import Estimate, kl_divergence, kl_per_dimension
+from xhat.distributions.kl import Estimate, has_closed_form, kl_divergence, kl_per_dimension
 from xhat.distributions.levels import Levels
 from xhat.distributions.support import is_discrete
 
@@ -15,6 +15,7 @@ __all__ = [
     "Delta",
     "Estimate",
     "Levels",
+    "has_closed_form",
     "is_discrete",
     "kl_divergence",
     "kl_per_dimension",

@@ -51,8 +51,8 @@ class ContinuousBernoulli(Distribution):
     >>> law = ContinuousBernoulli(torch.tensor([0.0, 40.0, -40.0]))
     >>> law.mean
     tensor([0.5000, 0.9750, 0.0250])
-    >>> law.log_prob(torch.tensor([0.3, 1.0, 0.0]))
-    tensor([0.0000, 3.6889, 3.6889])
+    >>> law.log_prob(torch.tensor([0.5, 1.0, 0.5]))
+    tensor([  0.0000,   3.6889, -16.3111])
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {"logits": constraints.real}

@@ -86,6 +86,10 @@ class Delta(Distribution):
     def variance(self) -> Tensor:
         return torch.zeros_like(self.value)
 
+    def sample(self, sample_shape: _size = ()) -> Tensor:
+        # torch's own runs rsample without grad, but expanding to the same shape hands back the very tensor.
+        return self.rsample(sample_shape).detach()
+
     def rsample(self, sample_shape: _size = ()) -> Tensor:
         return self.value.expand(self._extended_shape(sample_shape))
 

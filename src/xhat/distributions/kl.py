@@ -98,6 +98,23 @@ def _monte_carlo(p: Distribution, q: Distribution, samples: int) -> Estimate:
     return Estimate(value, stderr.masked_fill(value.detach() == torch.inf, 0.0))
 
 
+def has_closed_form(p: Distribution, q: Distribution) -> bool:
+    """Whether ``kl_divergence(p, q)`` needs no samples.
+
+    Rules may depend on values (equal counts, equal maps), so the divergence is computed, without its gradient, to know.
+
+    Raises:
+        ConfigError: no divergence exists between p and q; see :func:`kl_divergence`.
+
+    >>> from torch.distributions import Laplace
+    >>> has_closed_form(Laplace(0.0, 1.0), Normal(0.0, 1.0)), has_closed_form(Normal(0.0, 1.0), Normal(0.0, 1.0))
+    (True, True)
+    """
+    _check(p, q, "has_closed_form")
+    with torch.no_grad():
+        return closed_form(p, q) is not None
+
+
 def kl_per_dimension(q: Distribution, p: Distribution) -> Tensor:
     r"""The divergence of each latent dimension on its own, :math:`D(q(z_i) \| p(z_i))`.
 

@@ -14,24 +14,21 @@ from torch.distributions import Independent, LowRankMultivariateNormal, Multivar
 
 from xhat.distributions.kl_table import rule
 
-_NEAR = 0.2
-_SERIES = tuple(1 / (2 * n + 3) for n in range(10))
+_NEAR = 0.05
 
 
 def excess(ratio: Tensor, shift: Tensor) -> Tensor:
     r""":math:`r - 1 - \ln r \ge 0` of ``ratio`` r > 0, given ``shift`` = r - 1 without rounding from the subtraction.
 
-    Near r = 1 both parts nearly cancel; there, with u = (r - 1) / (r + 1), it is
-    :math:`\frac{2u^2}{1-u} - 2u^3(\frac13 + \frac{u^2}5 + \dots)`.
+    Near r = 1 both parts nearly cancel; there, with t = r - 1 and u = t / (2 + t), it is
+    :math:`ut - 2u^3(\frac13 + \frac{u^2}5 + \dots)`, since :math:`\ln r = 2\operatorname{artanh} u`.
     """
     near = shift.abs() < _NEAR
     t = torch.where(near, shift, 0.0)
     u = t / (2 + t)
-    square = u * u
-    tail = torch.full_like(u, _SERIES[-1])
-    for coefficient in reversed(_SERIES[:-1]):
-        tail = tail * square + coefficient
-    return torch.where(near, 2 * square * (1 / (1 - u) - u * tail), shift - ratio.log())
+    v = u * u
+    tail = 1 / 3 + v * (1 / 5 + v * (1 / 7 + v * (1 / 9 + v / 11)))
+    return torch.where(near, u * (t - 2 * v * tail), shift - ratio.log())
 
 
 def scale_excess(ratio: Tensor, shift: Tensor) -> Tensor:
@@ -83,9 +80,7 @@ def _tril(law: MultivariateNormal | LowRankMultivariateNormal) -> Tensor:
 @rule(MultivariateNormal, MultivariateNormal)
 @rule(MultivariateNormal, LowRankMultivariateNormal)
 @rule(LowRankMultivariateNormal, MultivariateNormal)
-def full_full(
-    p: MultivariateNormal | LowRankMultivariateNormal, q: MultivariateNormal | LowRankMultivariateNormal
-) -> Tensor:
+def full_full(p: MultivariateNormal | LowRankMultivariateNormal, q: MultivariateNormal | LowRankMultivariateNormal) -> Tensor:
     q_tril = _tril(q)
     distance = solve(q_tril, (p.loc - q.loc).unsqueeze(-1)).square().sum((-2, -1))
     return 0.5 * (matrix_excess(_tril(p), q_tril) + distance)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, TransformedDistribution
+from torch.distributions import Distribution
 from torch.distributions import kl_divergence as torch_kl_divergence
 
 from xhat.distributions.support import join, split
@@ -37,18 +37,16 @@ def closed_form(p: Distribution, q: Distribution) -> Tensor | None:
         inner = closed_form(join(p_base, p_axes - shared), join(q_base, q_axes - shared))
         return None if inner is None else inner.flatten(-shared).sum(-1).expand(batch)
     p, q = join(p_base, p_axes), join(q_base, q_axes)
-    result = _own(p, q)
-    # torch's rule for transformed laws is blind to maps that are not one to one: ours has the last word on those.
-    if result is None and not (isinstance(p, TransformedDistribution) and isinstance(q, TransformedDistribution)):
-        result = from_torch(p, q)
+    # A rule of ours has the last word: where it declines, torch's would be wrong or fail.
+    result = (_find(p, q) or from_torch)(p, q)
     return None if result is None else result.expand(batch)
 
 
-def _own(p: Distribution, q: Distribution) -> Tensor | None:
+def _find(p: Distribution, q: Distribution) -> Rule | None:
     for p_type in type(p).__mro__:
         for q_type in type(q).__mro__:
             if (p_type, q_type) in RULES:
-                return RULES[p_type, q_type](p, q)
+                return RULES[p_type, q_type]
     return None
 
 

@@ -22,11 +22,13 @@ def findings(model: Model, result: Evaluation) -> list[str]:
         dead = sum(kl < COLLAPSED for kl in result.kl_per_dimension)
         if dead == result.latent:
             found.append(
-                "posterior collapse: every latent dimension's KL is below 0.01 nats, so the code says nothing about x; warm β up "
-                "(beta_warmup), give free bits, or weaken the decoder"
+                "posterior collapse: every latent dimension's KL is below 0.01 nats, so the code says nothing about x; warm β "
+                "up (beta_warmup), give free bits, or weaken the decoder"
             )
         elif dead:
-            found.append(f"{dead} of {result.latent} latent dimensions are collapsed (KL below 0.01 nats): a smaller latent would do")
+            found.append(
+                f"{dead} of {result.latent} latent dimensions are collapsed (KL below 0.01 nats): a smaller latent would do"
+            )
     elif result.active_units == 0:
         found.append("no unit of the code varies with x: the code says nothing about it")
     bound = model.likelihood.minimum if isinstance(model.likelihood, Normal) and model.likelihood.per != "fixed" else None
@@ -54,7 +56,7 @@ def findings(model: Model, result: Evaluation) -> list[str]:
                 f"the bound is {gap:.1f} nats better on training examples: the model overfits; stop earlier (patience), or make "
                 "the network smaller"
             )
-    if result.denoised_error is not None and result.corrupted_error is not None:
-        if result.denoised_error.value >= result.corrupted_error.value:
-            found.append("the reconstruction is no closer to the clean example than the corrupted one is: train longer")
+    denoised, corrupted = result.denoised_error, result.corrupted_error
+    if denoised is not None and corrupted is not None and denoised.value >= corrupted.value:
+        found.append("the reconstruction is no closer to the clean example than the corrupted one is: train longer")
     return found

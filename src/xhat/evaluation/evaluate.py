@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,13 +11,14 @@ import torch
 from torch import Tensor
 
 from xhat.data import Examples, as_examples
-from xhat.distributions import kl_divergence, kl_per_dimension
+from xhat.distributions import has_closed_form, kl_divergence, kl_per_dimension
 from xhat.errors import ConfigError
 from xhat.evaluation.diagnostics import findings
 from xhat.evaluation.evidence import BATCH, Evidence, bits_per_dimension, log_likelihood
 from xhat.models.base import Model, quiet
 from xhat.objectives.reconstruction import squared_error
 
+COMPARED = 2000  # training examples that are enough to see overfitting
 ACTIVE = 0.01  # variance of the posterior mean over examples, above which a unit counts as active (Burda et al. 2016)
 
 
@@ -78,7 +80,10 @@ class Evaluation(NamedTuple):
         if self.log_likelihood is not None:
             rows += [
                 ("ELBO, nats", str(self.elbo)),
-                (f"log p(x), nats, K = {self.samples}", f"{self.log_likelihood} (sampling z: {self.log_likelihood_mc_stderr:.4f})"),
+                (
+                    f"log p(x), nats, K = {self.samples}",
+                    f"{self.log_likelihood} (sampling z: {self.log_likelihood_mc_stderr:.4f})",
+                ),
                 ("effective sample size", f"{self.ess:.1f} (smallest {self.ess_smallest:.1f}) of {self.samples}"),
             ]
         if self.bits_per_dimension is not None:
@@ -101,6 +106,17 @@ class Evaluation(NamedTuple):
     def as_dict(self) -> dict[str, Any]:
         """Plain data for a JSON file."""
         return {name: value._asdict() if isinstance(value, Measure) else value for name, value in self._asdict().items()}
+
+    @classmethod
+    def from_dict(cls, held: dict[str, Any]) -> Evaluation:
+        """The evaluation that :meth:`as_dict` put down; what else a file holds is left aside."""
+        values = {name: held[name] for name in cls._fields}
+        for name, value in values.items():
+            if isinstance(value, dict):
+                values[name] = Measure(**value)
+            elif isinstance(value, list):
+                values[name] = tuple(value)
+        return cls(**values)
 
 
 def measure(values: Tensor) -> Measure:
@@ -161,12 +177,12 @@ def evaluate(
         has_prior = hasattr(model, "prior")
         seen = _collect(model, examples, min(samples, 100))
         evidence = log_likelihood(model, examples, samples, progress=progress) if has_prior else None
-        known = None
+        known: Measure | None = None
         if train is not None and has_prior:
-            known = as_examples(train).fixed(seed)
-            if len(known) > 2000:
-                known = known.subset(torch.randperm(len(known))[:2000])
-            known = measure(_collect(model, known, min(samples, 100)).elbo)
+            trained_on = as_examples(train).fixed(seed)
+            if len(trained_on) > COMPARED:
+                trained_on = trained_on.subset(torch.randperm(len(trained_on))[:COMPARED])
+            known = measure(_collect(model, trained_on, min(samples, 100)).elbo)
     result = _summary(model, examples, samples, seen, evidence, known)
     return result._replace(findings=tuple(findings(model, result)))
 
@@ -194,10 +210,11 @@ def _collect_block(model: Model, x: Tensor, samples: int) -> _Pass:
         denoised = squared_error(model.likelihood(model.posterior(noisy).mean).mean, x)
     if hasattr(model, "prior"):
         elbo = model.elbo(x, samples)
-        try:
-            kl, dimensions = kl_divergence(q, model.prior()), kl_per_dimension(q, model.prior()).flatten(1)
-        except ConfigError:
-            kl = dimensions = none  # no closed form: the table leaves the line out
+        p = model.prior()
+        if has_closed_form(q, p):
+            kl = kl_divergence(q, p)
+            with contextlib.suppress(ConfigError):  # a prior with dependent dimensions has no KL of each
+                dimensions = kl_per_dimension(q, p).flatten(1)
     base = getattr(law, "base_dist", law)
     learned = isinstance(base, torch.distributions.Normal) and hasattr(model, "prior")
     scale = base.scale.flatten(1).amin(1) if learned else none

@@ -21,8 +21,8 @@ BATCH = 100
 class Evidence(NamedTuple):
     """log p(x) per example, each field ``(B,)`` in float64.
 
-    ``log_px`` in nats; ``stderr`` its Monte Carlo standard error by the delta method; ``ess`` the effective number of the samples,
-    between 1 and K. The estimate is a lower bound of log p(x) in expectation, and rises to it with K.
+    ``log_px`` in nats; ``stderr`` its Monte Carlo standard error by the delta method; ``ess`` the effective number of the
+    samples, between 1 and K. The estimate is a lower bound of log p(x) in expectation, and rises to it with K.
     """
 
     log_px: Tensor

@@ -51,9 +51,7 @@ def check_fit(estimator: Gradient, q: Distribution, samples: int) -> None:
         remedy = f"gradients that fit: {', '.join(fitting)}" if fitting else "no gradient fits this law"
         raise ConfigError(f"the gradient {name!r} needs {lacks}, which {_law_name(q)} does not have; {remedy}")
     if samples < estimator.fewest_samples:
-        raise ConfigError(
-            f"the gradient {name!r} as set needs samples of at least {estimator.fewest_samples}, was {samples}"
-        )
+        raise ConfigError(f"the gradient {name!r} as set needs samples of at least {estimator.fewest_samples}, was {samples}")
 
 
 def _law_name(q: Distribution) -> str:

@@ -54,6 +54,4 @@ class Autoencoder(Model):
             if not isinstance(posterior, Conditional) or not isinstance(likelihood, Conditional):
                 raise ConfigError("tied weights need conditionals of xhat on MLPs: use conditionals.Delta and Normal")
             tie((posterior.network, posterior.head), (likelihood.network, likelihood.head))
-        super().__init__(
-            None, posterior, likelihood, SquaredError() if objective is None else objective, Pathwise(), corruption
-        )
+        super().__init__(None, posterior, likelihood, SquaredError() if objective is None else objective, Pathwise(), corruption)

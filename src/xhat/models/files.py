@@ -1,6 +1,6 @@
 """Model files: safetensors with a JSON description and a checksum. Nothing in them can run.
 
-A file is written beside its place, synced to disk and renamed, so that a crash leaves the old file or the new one, never half of one.
+A file is written beside its place, synced to disk and renamed: a crash leaves the old file or the new one, never half of one.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-import xhat
 from xhat.errors import CheckpointError, ConfigError, XhatError
-from xhat.models.base import Model
 from xhat.models import recipes  # noqa: F401 - fills the table of parts that a file may name
+from xhat.models.base import Model
 from xhat.parts import rebuild, specification
+from xhat.version import __version__
 
 FORMAT = "xhat 1"
 MODEL_FILE = "model.safetensors"
@@ -49,7 +49,7 @@ def save(model: nn.Module, path: str | Path) -> Path:
         described = json.dumps(specification(model))
     except ConfigError:
         described = ""  # parts of the user's own: the weights alone
-    metadata = {"kind": "model", "xhat": xhat.__version__, "specification": described}
+    metadata = {"kind": "model", "xhat": __version__, "specification": described}
     return write_tensors(path, state_of(model), metadata)
 
 
@@ -207,5 +207,3 @@ def unwritable(place: Path, error: OSError) -> CheckpointError:
     if error.errno == errno.ENOSPC:
         return CheckpointError(f"{place} cannot be written, the disk is full: free some space or choose another folder")
     return CheckpointError(f"{place} cannot be written ({error.strerror or error}): choose another folder")
-
-

@@ -22,7 +22,14 @@ from xhat.objectives import ELBO, NegativeLogLikelihood, Objective, SquaredError
 
 Options = dict[str, Any]
 
-_CODE: Options = {"latent": 16, "activation": "relu", "corruption": None, "likelihood": "normal", "link": "identity", "levels": 256}
+_CODE: Options = {
+    "latent": 16,
+    "activation": "relu",
+    "corruption": None,
+    "likelihood": "normal",
+    "link": "identity",
+    "levels": 256,
+}
 _NETWORK: Options = {"network": "mlp", "hidden": (400,), "channels": (32, 64)}
 _VARIATIONAL: Options = {
     "posterior": "normal",

@@ -57,12 +57,12 @@ class Stacked(Model):
                 f"{[(a.in_features, a.out_features) for a in up]}, the decoder's, from its end, "
                 f"{[(b.in_features, b.out_features) for b in down]}"
             )
-        super().__init__(
-            None, posterior, likelihood, SquaredError() if objective is None else objective, Pathwise(), corruption
-        )
+        super().__init__(None, posterior, likelihood, SquaredError() if objective is None else objective, Pathwise(), corruption)
 
     def stages(self) -> list[Stage]:
-        depth = len(linears(self.posterior.network, self.posterior.head))
+        posterior = self.posterior
+        assert isinstance(posterior, Conditional)
+        depth = len(linears(posterior.network, posterior.head))
         greedy = [Stage(f"layer {i + 1} of {depth}", Layer(self, i), self.objective) for i in range(depth)]
         return [*greedy, Stage("fine-tune", self, self.objective)]
 

@@ -73,8 +73,10 @@ def head_of(network: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     Raises:
         ConfigError: nothing says how many features come out.
     """
-    if hasattr(network, "head"):
-        return network.head(shape)
+    make = getattr(network, "head", None)
+    if callable(make):
+        head: nn.Module = make(shape)
+        return head
     candidates = [network, *reversed(list(network.modules()))]
     for module in candidates:
         features = getattr(module, "out_features", None)

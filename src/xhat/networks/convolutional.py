@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -55,7 +56,7 @@ class ConvEncoder(Network):
         maps = [self.in_shape[0], *(as_shape(size, "each number of channels")[0] for size in channels)]
         height, width = _halvings(self.in_shape, len(channels))[-1]
         layers: list[nn.Module] = []
-        for before, after in zip(maps, maps[1:], strict=False):
+        for before, after in pairwise(maps):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), activation_of(activation)]
         layers += [nn.Flatten(1), nn.Linear(maps[-1] * height * width, hidden), activation_of(activation)]
         self.layers = nn.Sequential(*layers)
@@ -123,8 +124,8 @@ class ConvDecoder(Network):
             activation_of(activation),
             nn.Unflatten(1, (maps[0], *sizes[0])),
         ]
-        paddings = [(b[0] - 2 * a[0] + 1, b[1] - 2 * a[1] + 1) for a, b in zip(sizes, sizes[1:], strict=False)]
-        for before, after, padding in zip(maps, maps[1:], paddings, strict=False):
+        paddings = [(b[0] - 2 * a[0] + 1, b[1] - 2 * a[1] + 1) for a, b in pairwise(sizes)]
+        for before, after, padding in zip(maps, maps[1:], paddings, strict=False)  # noqa: RUF007 - three at once:
             layers += [nn.ConvTranspose2d(before, after, 3, 2, 1, output_padding=padding), activation_of(activation)]
         self.layers = nn.Sequential(*layers)
         self._last = (maps[-1], paddings[-1])
@@ -139,5 +140,3 @@ class ConvDecoder(Network):
             )
         features, padding = self._last
         return _UpHead(features, tuple(shape), padding)
-
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ class MLP(Network):
         self.in_shape = as_shape(in_shape, "in_shape")
         sizes = [math.prod(self.in_shape), *(as_shape(size, "each hidden size")[0] for size in hidden)]
         self.out_features = sizes[-1]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.activation = activation_of(activation)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,7 +74,7 @@ def linears(network: nn.Module, head: nn.Module) -> list[nn.Linear]:
     layers = [*network.layers, head.linear]
     if not all(isinstance(layer, nn.Linear) for layer in layers):
         raise ConfigError("the layers of this MLP are tied to another's already, so they cannot be taken one by one")
-    return layers  # type: ignore[return-value]
+    return layers
 
 
 def tie(encoder: tuple[nn.Module, nn.Module], decoder: tuple[nn.Module, nn.Module]) -> None:

@@ -42,5 +42,5 @@ class Objective(Part, nn.Module, abc.ABC):
     def forward(self, model: Chassis, x: Tensor, target: Tensor) -> Terms:
         """The terms for an encoder's input ``x`` and a target, both ``(B, *event)``; they differ when x is corrupted."""
 
-    def at(self, epoch: float) -> None:  # noqa: B027 - most objectives do not change with time
+    def at(self, epoch: float) -> None:
         """Tell the objective how far training is, for schedules such as β warm-up."""

@@ -26,7 +26,8 @@ class ELBO(Objective):
         beta: weight of the KL at the end of the warm-up; 1 is the bound itself.
         warmup: epochs over which the weight rises from 0 to ``beta``, linearly.
         free_bits: λ in nats; each latent dimension's KL, averaged over the batch, is paid for only above λ.
-        kl: ``"analytic"`` (closed form), ``"sampled"`` (log q − log p at the samples) or ``"auto"`` (closed form where there is one).
+        kl: ``"analytic"`` (closed form), ``"sampled"`` (log q − log p at the samples) or ``"auto"`` (closed form where there
+            is one).
         samples: L, draws of z for each example.
 
     Raises:

@@ -63,7 +63,13 @@ def _check(model: Model, x: Any, name: str) -> Examples:
 
 
 def _prepare(
-    model: Model, x: Any, valid: Any, out: str | Path | None, resume: bool, about: dict[str, Any] | None, settings: Settings
+    model: Model,
+    x: Any,
+    valid: Any,
+    out: str | Path | None,
+    resume: bool,
+    about: dict[str, Any] | None,
+    settings: Settings,
 ) -> tuple[Loop, RunFolder | None]:
     train_examples = _check(model, x, "the training data")
     valid_examples = None if valid is None else _check(model, valid, "the validation data").fixed(settings.seed)
@@ -71,8 +77,8 @@ def _prepare(
         raise DataError(f"training needs at least 2 examples, the data have {len(train_examples)}: give it more")
     if settings.batch_size is not None and settings.batch_size > len(train_examples):
         raise ConfigError(
-            f"batch_size is {settings.batch_size}, but there are only {len(train_examples)} training examples: lower it, or leave "
-            "it out"
+            f"batch_size is {settings.batch_size}, but there are only {len(train_examples)} training examples: lower it, or "
+            "leave it out"
         )
     if settings.patience is not None and valid is None:
         raise ConfigError("patience needs validation examples to watch: pass valid=…, or leave patience out")
@@ -213,7 +219,9 @@ def fit(
     if interrupted and folder is not None:
         folder.save_state(loop.tensors(), loop.state())
         print(
-            f"stopped after step {loop.progress.step}; go on with: xhat train --resume {folder.path}", file=sys.stderr, flush=True
+            f"stopped after step {loop.progress.step}; go on with: xhat train --resume {folder.path}",
+            file=sys.stderr,
+            flush=True,
         )
     model.eval()
     return History(rows, time.perf_counter() - began, interrupted, None if folder is None else folder.path)
@@ -259,5 +267,3 @@ def _tensorboard(folder: RunFolder | None, wanted: bool) -> Iterator[Callable[[d
                     writer.add_scalar(f"{record['stage']}/{name}", value, record["step"])
 
         yield log
-
-

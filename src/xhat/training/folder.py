@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import xhat
 from xhat.errors import CheckpointError, ConfigError
 from xhat.models.files import (
     MODEL_FILE,
@@ -22,6 +21,7 @@ from xhat.models.files import (
 )
 from xhat.parts import specification
 from xhat.training.settings import Settings
+from xhat.version import __version__
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 
@@ -54,7 +54,13 @@ class RunFolder:
             described = specification(model)
         except ConfigError:
             described = None
-        config = {"xhat": xhat.__version__, "torch": torch.__version__, **about, "settings": asdict(settings), "model": described}
+        config = {
+            "xhat": __version__,
+            "torch": torch.__version__,
+            **about,
+            "settings": asdict(settings),
+            "model": described,
+        }
         write_bytes(self.config_file, (json.dumps(config, indent=2) + "\n").encode())
         write_bytes(self.metrics_file, b"")
 
@@ -67,7 +73,9 @@ class RunFolder:
         try:
             config = json.loads(self.config_file.read_text())
         except FileNotFoundError as error:
-            raise CheckpointError(f"{self.path} is not a run folder (no config.json): make one with xhat train … --out") from error
+            raise CheckpointError(
+                f"{self.path} is not a run folder (no config.json): make one with xhat train … --out"
+            ) from error
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.config_file} cannot be read: {error}") from error
         if not isinstance(config, dict):

@@ -23,7 +23,7 @@ CHUNK = 1000  # examples at once in validation
 class Step(NamedTuple):
     """One step of training.
 
-    ``loss`` is the batch's mean, in the objective's unit. ``record`` is the epoch's line of the log, at the last step of an epoch.
+    ``loss`` is the batch's mean, in the objective's unit. ``record`` is the epoch's line of the log, at its last step.
     """
 
     stage: str

@@ -1,0 +1,73 @@
+# Needs make and Python 3.11 or newer, nothing else. `make` alone lists the targets.
+
+VENV   = .venv
+BIN    = $(VENV)/bin
+RUN    = runs/demo
+
+# Another interpreter: make test PYTHON=/path/to/python3.12
+PYTHON =
+
+# What `make demo` trains, and how.
+DEMO_DATA     = digits
+DEMO_TRAIN    = --recipe vae --latent 16 --epochs 60 --seed 0
+DEMO_EVALUATE = --samples 500
+DEMO_REPORT   =
+
+# constraints.txt goes with every install: pip is never asked for a torch without its version.
+# --no-compile: the files that are used get compiled when they are used, which halves the install.
+INSTALL = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL = help
+.PHONY: help install demo test lint format clean
+
+help: ## list the targets
+	@echo "make TARGET, where TARGET is one of"
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1	\2/p' Makefile | while IFS='	' read -r name what; do \
+		printf '  %-8s  %s\n' "$$name" "$$what"; done
+
+install: $(VENV)/.installed-dev ## make .venv and install xhat with all that its tests need
+
+demo: $(VENV)/.installed-demo ## train a variational autoencoder on the bundled digits and write a page about it
+	$(BIN)/xhat train $(DEMO_DATA) $(DEMO_TRAIN) --out $(RUN)
+	$(BIN)/xhat evaluate $(RUN) $(DEMO_EVALUATE)
+	$(BIN)/xhat report $(RUN) $(DEMO_REPORT)
+	@echo "The page: $(CURDIR)/$(RUN)/report.html"
+
+test: lint ## install, check the style, the types and the floors, run every test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev ## install, check the style, the types and the floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev ## rewrite the sources in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove build output, caches and the demo's run (.venv and your own runs stay)
+	rm -rf build dist $(RUN) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps: an install is repeated when what it was made from has changed.
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/pip
+	@echo "Installing xhat and what its tests need into $(VENV)"
+	$(INSTALL) -e '.[dev]'
+	@touch $(VENV)/.installed-demo $@
+
+$(VENV)/.installed-demo: pyproject.toml constraints.txt | $(BIN)/pip
+	@echo "Installing xhat and what the demo needs into $(VENV)"
+	$(INSTALL) -e '.[sklearn]'
+	@touch $@
+
+$(BIN)/pip:
+	@for python in $(PYTHON) python3.11 python3; do \
+		if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			echo "Making $(VENV) with $$python"; \
+			"$$python" -m venv $(VENV) && exit 0; \
+			echo "$$python cannot make a virtual environment (on Debian and Ubuntu: apt install python3-venv)" >&2; \
+			exit 1; \
+		fi; \
+	done; \
+	echo "xhat needs Python 3.11 or newer, and found none; name one by 'make PYTHON=/path/to/python3.11 ...'" >&2; exit 1

@@ -1,0 +1,108 @@
+"""``xhat train``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from xhat.cli.options import DataOptions, described, run_data
+from xhat.errors import ConfigError
+from xhat.models.options import ModelOptions
+from xhat.training.settings import Settings
+
+
+def _flat(group: str) -> Parameter:
+    """The fields of a dataclass as options of their own, under a heading."""
+    return Parameter(name="*", group=group)
+
+
+def train(
+    source: str | None = None,
+    *,
+    recipe: str = "vae",
+    out: Path | None = None,
+    resume: Path | None = None,
+    model: Annotated[ModelOptions, _flat("Model")] = ModelOptions(),  # noqa: B008 - frozen
+    settings: Annotated[Settings, _flat("Training")] = Settings(),  # noqa: B008 - frozen
+    data: Annotated[DataOptions, _flat("Data")] = DataOptions(),  # noqa: B008 - frozen
+) -> int:
+    """Train a model on data, into a run folder.
+
+    Ctrl-C finishes the step, saves, and says how to go on. Any option can also stand, by its name, in a TOML file: --config run.toml.
+
+    Examples:
+
+        xhat train digits --recipe vae --latent 8 --epochs 30 --out runs/digits
+        xhat train mnist/ --binarize dynamic --hidden 400 --latent 20 --epochs 20 --out runs/mnist
+        xhat train table.csv --recipe autoencoder --hidden none --latent 3 --out runs/pca
+        xhat train --resume runs/mnist
+
+    Parameters
+    ----------
+    source
+        digits, or a file (npy, npz, idx, idx.gz, csv, parquet), or a folder (of images, or MNIST's four files).
+    recipe
+        autoencoder, denoising, stacked or vae.
+    out
+        The run folder to make; runs/SOURCE-RECIPE unless given.
+    resume
+        A run folder to go on with, from its last checkpoint, instead of a source.
+    """
+    import torch
+
+    from xhat.models.recipes import RECIPES, build, given_options
+    from xhat.parts import rebuild
+    from xhat.training.fit import fit
+    from xhat.training.folder import RunFolder
+
+    if resume is not None:
+        if source is not None:
+            raise ConfigError("--resume goes on with the run's own data: leave the source out")
+        folder = RunFolder(resume)
+        config = folder.config()
+        if config.get("model") is None:
+            raise ConfigError(f"{resume} holds a model with parts of its own: resume it from Python, xhat.fit(…, resume=True)")
+        held = run_data(folder)
+        history = fit(rebuild(config["model"]), held.train, valid=held.valid, out=resume, resume=True)
+        return _told(history.interrupted, str(history), resume)
+    if source is None:
+        raise ConfigError("train needs data: a file, a folder or the word digits, such as xhat train digits")
+
+    from xhat.data import load_data
+
+    keywords = data.keywords()
+    loaded = load_data(source, seed=settings.seed, **keywords)
+    print(loaded.describe())
+    options = given_options(model)
+    if "likelihood" not in options and recipe == "vae":
+        options["likelihood"] = loaded.kind.likelihood
+        if loaded.kind.likelihood == "categorical" and "levels" not in options and loaded.kind.levels:
+            options["levels"] = loaded.kind.levels
+    out = Path("runs") / f"{Path(source).stem}-{recipe}" if out is None else out
+    torch.manual_seed(settings.seed)
+    built = build(recipe, loaded.shape, **options)
+    parameters = sum(p.numel() for p in built.parameters())
+    chosen = {**RECIPES[recipe].defaults, **options}
+    shown = ", ".join(f"{name} {chosen[name]}" for name in {"latent": 0, "hidden": 0, "likelihood": 0, **options})
+    print(f"{recipe} with {parameters:,} parameters: {shown}")
+    about = {
+        "command": shlex.join(["xhat", *sys.argv[1:]]),
+        "recipe": recipe,
+        "options": options,
+        "data": described(source, settings.seed, keywords, loaded),
+    }
+    history = fit(built, loaded.train, valid=loaded.valid, out=out, about=about, **asdict(settings))
+    return _told(history.interrupted, str(history), out)
+
+
+def _told(interrupted: bool, text: str, out: Path) -> int:
+    print(text)
+    if interrupted:
+        return 130
+    print(f"the model is {out / 'model.safetensors'}; next: xhat evaluate {out}, xhat report {out}")
+    return 0

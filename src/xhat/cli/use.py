@@ -1,0 +1,353 @@
+"""The commands that use a trained run: evaluate, sample, encode, decode, reconstruct, report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from xhat.cli.options import examples_for, run_data
+from xhat.cli.output import check_ending, read_codes, write
+from xhat.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from xhat.data import Examples
+    from xhat.evaluation.evaluate import Evaluation
+    from xhat.models.base import Model
+    from xhat.training.folder import RunFolder
+
+CHUNK = 1000
+
+
+def evaluate(
+    run: Path,
+    *,
+    samples: int = 500,
+    data: str | None = None,
+    split: str = "test",
+    limit: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Measure a trained model: bound, likelihood, errors, active units, each with its standard error.
+
+    Writes evaluation.json into the run folder.
+
+    Examples:
+
+        xhat evaluate runs/digits
+        xhat evaluate runs/mnist --samples 5000 --limit 1000
+
+    Parameters
+    ----------
+    run
+        A run folder.
+    samples
+        Draws for each example of the importance-sampled log-likelihood.
+    data
+        Other data than the run's own.
+    split
+        Of the run's own data: train, valid, test or all.
+    limit
+        Measure the first so many examples only.
+    seed
+        Of the draws.
+    """
+    from xhat.models.files import write_bytes
+
+    folder, model = _open(run)
+    examples, told = examples_for(folder, data, split)
+    examples = _limited(examples, limit)
+    train = run_data(folder).train if data is None and split == "test" else None
+    result = _evaluate(model, examples, samples, train, seed)
+    print(result)
+    if told.get("scaling") is not None and result.log_likelihood is not None:
+        import math
+
+        shift = -sum(math.log(std) for std in told["scaling"]["std"])
+        print(f"densities are of standardised values; add {shift:.4f} nats for the density in the data's own units")
+    place = folder.path / "evaluation.json"
+    write_bytes(place, (json.dumps({"data": data or split, "seed": seed, **result.as_dict()}, indent=2) + "\n").encode())
+    print(f"written to {place}")
+
+
+def _evaluate(model: Model, examples: Examples, samples: int, train: Any, seed: int) -> Evaluation:
+    import sys
+
+    from xhat.evaluation.evaluate import evaluate as measure
+
+    if not sys.stderr.isatty():
+        return measure(model, examples, samples, train=train, seed=seed)
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("log p(x)", total=len(examples))
+        return measure(model, examples, samples, train=train, seed=seed, progress=lambda n: progress.advance(task, n))
+
+
+def sample(run: Path, *, n: int = 64, out: Path | None = None, draw: bool = False, seed: int = 0) -> None:
+    """Draw new examples from a trained model.
+
+    Examples:
+
+        xhat sample runs/digits --n 100 --out samples.png
+        xhat sample runs/table --n 1000 --draw --out synthetic.csv
+
+    Parameters
+    ----------
+    run
+        A run folder.
+    n
+        How many.
+    out
+        A png, npy, npz or csv file; samples.png or samples.csv in the run folder unless given.
+    draw
+        Draw x from the likelihood too, instead of its mean: what synthetic data need.
+    seed
+        Of the draws.
+    """
+    import torch
+
+    folder, model = _open(run)
+    place = _place(out, folder, model, "samples")
+    torch.manual_seed(seed)
+    x = model.sample(n, sample=draw)
+    told = folder.config().get("data") or {}
+    write(place, {"samples": _own_units(x, told)}, _columns(told))
+    print(f"{n} new examples of shape {tuple(x.shape[1:])} written to {place}")
+
+
+def encode(
+    run: Path,
+    *,
+    data: str | None = None,
+    split: str = "test",
+    out: Path | None = None,
+    draw: bool = False,
+    seed: int = 0,
+) -> None:
+    """Write the codes of examples: the posterior's mean, and the labels where there are any.
+
+    Examples:
+
+        xhat encode runs/digits --split all --out codes.csv
+        xhat encode runs/table --data new.csv --out codes.npy
+
+    Parameters
+    ----------
+    run
+        A run folder.
+    data
+        Other data than the run's own.
+    split
+        Of the run's own data: train, valid, test or all.
+    out
+        An npy, npz or csv file; codes.npy in the run folder unless given.
+    draw
+        Draw the codes from the posterior, instead of taking its mean.
+    seed
+        Of the draws.
+    """
+    import torch
+
+    folder, model = _open(run)
+    place = folder.path / "codes.npy" if out is None else out
+    check_ending(place)
+    examples, _ = examples_for(folder, data, split)
+    torch.manual_seed(seed)
+    codes = _mapped(model, examples, lambda x: model.encode(x, sample=draw))
+    arrays = {"codes": codes} if examples.labels is None else {"codes": codes, "labels": examples.labels}
+    write(place, arrays)
+    print(f"codes of {len(codes)} examples, {tuple(model.event_shape)} to {tuple(codes.shape[1:])}, written to {place}")
+
+
+def decode(run: Path, codes: Path, *, out: Path | None = None, draw: bool = False, seed: int = 0) -> None:
+    """Turn codes back into examples.
+
+    Examples:
+
+        xhat decode runs/digits codes.npy --out decoded.png
+
+    Parameters
+    ----------
+    run
+        A run folder.
+    codes
+        An npy, npz or csv file of codes.
+    out
+        A png, npy, npz or csv file; decoded.png or decoded.csv in the run folder unless given.
+    draw
+        Draw x from the likelihood, instead of its mean.
+    seed
+        Of the draws.
+    """
+    import torch
+
+    folder, model = _open(run)
+    place = _place(out, folder, model, "decoded")
+    z = read_codes(codes, model.latent_shape)
+    torch.manual_seed(seed)
+    x = torch.cat([model.decode(block, sample=draw) for block in z.split(CHUNK)])
+    told = folder.config().get("data") or {}
+    write(place, {"decoded": _own_units(x, told)}, _columns(told))
+    print(f"{len(x)} examples written to {place}")
+
+
+def reconstruct(
+    run: Path,
+    *,
+    data: str | None = None,
+    split: str = "test",
+    corrupt: str | None = None,
+    limit: int | None = None,
+    out: Path | None = None,
+    draw: bool = False,
+    seed: int = 0,
+) -> None:
+    """Reconstruct examples, also from a corrupted input; an npz or png holds x, the corrupted x and x̂ side by side.
+
+    Examples:
+
+        xhat reconstruct runs/digits --limit 20 --out pairs.png
+        xhat reconstruct runs/denoiser --corrupt masking:0.5 --out restored.npz
+
+    Parameters
+    ----------
+    run
+        A run folder.
+    data
+        Other data than the run's own.
+    split
+        Of the run's own data: train, valid, test or all.
+    corrupt
+        What is done to x first: masking:0.5, normal-noise:0.3 or salt-and-pepper:0.25.
+    limit
+        The first so many examples only.
+    out
+        A png, npy, npz or csv file; reconstructions.png or .csv in the run folder unless given.
+    draw
+        Draw the code and x̂, instead of taking means.
+    seed
+        Of the draws.
+    """
+    import torch
+
+    from xhat.data import corruption_from
+    from xhat.objectives.reconstruction import squared_error
+
+    folder, model = _open(run)
+    place = _place(out, folder, model, "reconstructions")
+    corruption = None if corrupt is None else corruption_from(corrupt)
+    examples, told = examples_for(folder, data, split)
+    examples = _limited(examples, limit)
+    torch.manual_seed(seed)
+    x = examples.tensor()
+    seen = x if corruption is None else corruption(x)
+    back = torch.cat([model.reconstruct(block, sample=draw) for block in seen.split(CHUNK)])
+    arrays = {"x_hat": back, "x": x} if place.suffix in (".npy", ".csv") else {"x": x, "x_hat": back}
+    if corruption is not None and place.suffix not in (".npy", ".csv"):
+        arrays = {"x": x, "corrupted": seen, "x_hat": back}
+    write(place, {name: _own_units(values, told) for name, values in arrays.items()}, _columns(told))
+    print(f"{len(x)} reconstructions written to {place}; mean squared error an example {squared_error(back, x).mean():.4f}")
+    if corruption is not None:
+        print(f"the corrupted examples' own squared error to the clean ones is {squared_error(seen, x).mean():.4f}")
+
+
+def report(run: Path, *, out: Path | None = None, samples: int = 100, seed: int = 0) -> None:
+    """Write one self-contained HTML page about a run: curves, reconstructions, samples, latent space, measures.
+
+    Examples:
+
+        xhat report runs/digits
+
+    Parameters
+    ----------
+    run
+        A run folder.
+    out
+        The page; report.html in the run folder unless given.
+    samples
+        Draws of the log-likelihood, if the run has no evaluation of its test data yet.
+    seed
+        Of the draws.
+    """
+    from xhat.report.write import write_report
+
+    folder, model = _open(run)
+    data = run_data(folder)
+    held = _held_evaluation(folder)
+    evaluation = _evaluate(model, data.test, samples, data.train, seed) if held is None else held
+    print(f"written to {write_report(folder.path, model, data, evaluation, out=out)}")
+
+
+def _held_evaluation(folder: RunFolder) -> Evaluation | None:
+    """What ``xhat evaluate`` wrote about the test split of this run, if it did and the model is no newer."""
+    from xhat.evaluation.evaluate import Evaluation
+
+    place = folder.path / "evaluation.json"
+    if not place.exists() or place.stat().st_mtime < folder.model_file.stat().st_mtime:
+        return None
+    try:
+        held = json.loads(place.read_text())
+        return Evaluation.from_dict(held) if held["data"] == "test" else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{place} is damaged ({error}): write it again with xhat evaluate {folder.path}") from error
+
+
+def _open(run: Path) -> tuple[RunFolder, Model]:
+    from xhat.models.files import MODEL_FILE, load
+    from xhat.training.folder import LAST, RunFolder
+
+    folder = RunFolder(run)
+    folder.config()
+    if not folder.model_file.exists() and (folder.checkpoints / LAST).exists():
+        raise ConfigError(f"{run} is not finished (no {MODEL_FILE}): go on with xhat train --resume {run}")
+    return folder, load(folder.model_file)
+
+
+def _limited(examples: Examples, limit: int | None) -> Examples:
+    if limit is None:
+        return examples
+    if limit < 1:
+        raise ConfigError(f"limit must be at least 1, was {limit}")
+    return examples.subset(slice(0, limit))
+
+
+def _place(out: Path | None, folder: RunFolder, model: Model, name: str) -> Path:
+    if out is None:
+        is_image = len(model.event_shape) == 3 and model.event_shape[0] in (1, 3)
+        out = folder.path / f"{name}.{'png' if is_image else 'csv'}"
+    check_ending(out)
+    return out
+
+
+def _mapped(model: Model, examples: Examples, function: Any) -> Tensor:
+    import torch
+
+    blocks = []
+    first = 0
+    for block in examples.batches(CHUNK):
+        if tuple(block.shape[1:]) != model.event_shape:
+            raise DataError(f"the data have examples of shape {tuple(block.shape[1:])}, but the model takes {model.event_shape}")
+        first += len(block)
+        blocks.append(function(block))
+    return torch.cat(blocks)
+
+
+def _own_units(x: Tensor, told: dict[str, Any]) -> Tensor:
+    """Values in the units of the data, where they were standardised."""
+    scaling = told.get("scaling")
+    if scaling is None:
+        return x
+    import torch
+
+    from xhat.data import Scaling
+
+    return Scaling(torch.tensor(scaling["mean"]), torch.tensor(scaling["std"])).invert(x.double())
+
+
+def _columns(told: dict[str, Any]) -> tuple[str, ...] | None:
+    columns = told.get("columns")
+    return None if columns is None else tuple(columns)

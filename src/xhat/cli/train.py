@@ -33,7 +33,7 @@ def train(
 ) -> int:
     """Train a model on data, into a run folder.
 
-    Ctrl-C finishes the step, saves, and says how to go on. Any option can also stand, by its name, in a TOML file: --config run.toml.
+    Ctrl-C finishes the step, saves, and says how to go on. Any option can also stand in a TOML file: --config run.toml.
 
     Examples:
 

@@ -34,8 +34,8 @@ def findings(model: Model, result: Evaluation) -> list[str]:
     bound = model.likelihood.minimum if isinstance(model.likelihood, Normal) and model.likelihood.per != "fixed" else None
     if bound is not None and result.likelihood_scale is not None and result.likelihood_scale < 1.05 * bound:
         found.append(
-            f"the likelihood's σ stands at its lower bound {bound:g}: the density is limited by that bound and not by the data; look "
-            "for constant elements, or share σ (per='shared')"
+            f"the likelihood's σ stands at its lower bound {bound:g}: the density is limited by that bound and not by the data; "
+            "look for constant elements, or share σ (per='shared')"
         )
     if result.ess_smallest is not None and result.ess is not None and result.samples > 1:
         if result.ess < SMALL_ESS and result.ess < 0.5 * result.samples:

@@ -125,7 +125,7 @@ class ConvDecoder(Network):
             nn.Unflatten(1, (maps[0], *sizes[0])),
         ]
         paddings = [(b[0] - 2 * a[0] + 1, b[1] - 2 * a[1] + 1) for a, b in pairwise(sizes)]
-        for before, after, padding in zip(maps, maps[1:], paddings, strict=False)  # noqa: RUF007 - three at once:
+        for (before, after), padding in zip(pairwise(maps), paddings, strict=False):
             layers += [nn.ConvTranspose2d(before, after, 3, 2, 1, output_padding=padding), activation_of(activation)]
         self.layers = nn.Sequential(*layers)
         self._last = (maps[-1], paddings[-1])

@@ -122,7 +122,7 @@ def _column_histograms(subject: Subject, drawn: Tensor) -> Figured:
     how = "Where the outline of the samples follows the data, the model has learnt how that column is distributed."
     caption = (
         f"{len(x):,} test examples against {len(new):,} examples drawn from the model: z from the prior, then x from p(x|z); in the "
-        "units of the data, each histogram with area 1." + subject.chosen_columns
+        "units of the data, each histogram with area 1, tails in the outermost bins." + subject.chosen_columns
     )
     keys = (Key("#c3cad2", "data", "square"), Key(AMBER, "samples", "line"))
     return Figured("samples", "Samples from the prior", how, panels, caption, "grid", keys)

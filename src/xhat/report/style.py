@@ -13,7 +13,6 @@ import matplotlib as mpl
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from torch import Tensor
@@ -116,7 +115,7 @@ def svg(figure: Figure, name: str, about: str) -> Markup:
     """
     text = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name}):
-        FigureCanvasSVG(figure).print_svg(text, metadata=_NO_METADATA, dpi=_SCATTER_DPI)
+        figure.savefig(text, format="svg", metadata=_NO_METADATA, dpi=_SCATTER_DPI)
     body = text.getvalue()
     body = body[body.index("<svg") :]
     body = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", body)  # HTML knows both namespaces by itself

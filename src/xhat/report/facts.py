@@ -1,0 +1,202 @@
+"""What the report says in words and numbers: title, cards, the table of measures, the configuration."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from xhat.evaluation.evaluate import Evaluation, Measure
+from xhat.report.subject import Subject
+
+_RECIPES = {
+    "vae": "Variational autoencoder",
+    "autoencoder": "Autoencoder",
+    "denoising": "Denoising autoencoder",
+    "stacked": "Stacked autoencoder",
+}
+_LONG = 90  # characters of a value, above which it is folded
+
+
+class Card(NamedTuple):
+    """A key figure."""
+
+    name: str
+    value: str
+    doubt: str
+    unit: str
+
+
+class Row(NamedTuple):
+    """A line of the table of measures."""
+
+    name: str
+    value: str
+    doubt: str
+    unit: str
+    about: str
+
+
+class Definition(NamedTuple):
+    """A line of the configuration; ``folded`` values open on demand."""
+
+    name: str
+    value: str
+    folded: bool
+
+
+class Group(NamedTuple):
+    """A part of the configuration."""
+
+    heading: str
+    lines: list[Definition]
+
+
+def title(config: dict[str, Any], subject: Subject) -> str:
+    """What was trained on what."""
+    recipe = str(config.get("recipe") or "")
+    model = _RECIPES.get(recipe) or (recipe.capitalize() if recipe else _words(type(subject.model).__name__).capitalize())
+    return f"{model} on {subject.data.name}"
+
+
+def lead(subject: Subject) -> str:
+    """One sentence on the model's parts."""
+    model, data = subject.model, subject.data
+    latent = math.prod(model.latent_shape)
+    parts = [f"{latent} latent dimension{'s' * (latent != 1)}"]
+    prior = getattr(model, "prior", None)
+    if prior is not None:
+        parts.append(f"{_words(type(prior).__name__)} prior")
+        parts.append(f"{_words(type(model.posterior).__name__)} posterior")
+    else:
+        parts.append("no prior")
+    parts.append(f"{_words(type(model.likelihood).__name__)} likelihood")
+    if model.corruption is not None:
+        parts.append(f"{_words(type(model.corruption).__name__)} as corruption")
+    weights = sum(p.numel() for p in model.parameters())
+    count = len(data.train) + len(data.valid) + len(data.test)
+    what = f"{count:,} examples of shape {' × '.join(map(str, data.shape))}, {data.kind.name}"
+    return f"{', '.join(parts)}; {weights:,} parameters. The data: {what}."
+
+
+def _words(name: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower().replace("bernoulli", "Bernoulli").replace("poisson", "Poisson")
+
+
+def _number(value: float, doubt: float | None = None) -> str:
+    """A number with two figures of its doubt, or with four or five figures of its own."""
+    if not math.isfinite(value):
+        return "–"
+    if doubt is not None and math.isfinite(doubt) and doubt > 0:
+        places = min(6, max(0, 1 - math.floor(math.log10(doubt))))
+    else:
+        places = max(0, 3 - math.floor(math.log10(abs(value)))) if value else 0
+        places = min(places, 6)
+    return f"{value:,.{places}f}".replace("-", "−")
+
+
+def cards(result: Evaluation) -> list[Card]:
+    """The key figures."""
+
+    def of(name: str, measure: Measure | None, unit: str) -> list[Card]:
+        if measure is None:
+            return []
+        return [Card(name, _number(*measure), _number(measure.stderr, measure.stderr), unit)]
+
+    found = of("log p(x)", result.log_likelihood, "nats per example") + of("ELBO", result.elbo, "nats per example")
+    if result.bits_per_dimension is not None:
+        found.append(Card("bits per dimension", _number(result.bits_per_dimension), "", "of log p(x)"))
+    found += of("squared error of x̂", result.squared_error, "per example")
+    found += of("after denoising", result.denoised_error, "squared error per example")
+    found += of("before denoising", result.corrupted_error, "squared error per example")
+    found.append(Card("active units", f"{result.active_units}", "", f"of {result.latent} latent dimensions"))
+    return found
+
+
+_ABOUT: dict[str, tuple[str, str, str]] = {
+    "examples": ("test examples", "", "N"),
+    "samples": ("draws of z per example", "", "K, of the importance-sampled log p(x)"),
+    "elbo": ("ELBO", "nats", "evidence lower bound"),
+    "log_likelihood": ("log p(x)", "nats", "importance-sampled with K draws; a lower bound in expectation"),
+    "log_likelihood_mc_stderr": ("doubt of log p(x) from sampling z", "nats", "standard error of the mean, for these examples"),
+    "ess": ("effective sample size, mean", "draws", "of K"),
+    "ess_smallest": ("effective sample size, smallest", "draws", "of K"),
+    "bits_per_dimension": ("bits per dimension", "bits", "−log p(x) / (ln 2 · dimensions)"),
+    "kl": ("KL(q(z|x) ‖ p(z))", "nats", "in closed form"),
+    "squared_error": ("squared error of x̂", "", "summed over the event, from the code's mean"),
+    "corrupted_error": ("squared error of the corrupted x̃", "", "against the clean x"),
+    "denoised_error": ("squared error of x̂ from x̃", "", "against the clean x"),
+    "active_units": ("active units", "dimensions", "variance of the code's mean over examples above 0.01"),
+    "latent": ("latent dimensions", "dimensions", ""),
+    "train_elbo": ("ELBO on training examples", "nats", "a value far above the ELBO is overfitting"),
+    "likelihood_scale": ("smallest σ of the likelihood", "", "in the units that the model sees"),
+}
+
+
+def measures(result: Evaluation) -> list[Row]:
+    """The table of measures: every field that has a value, known here or not."""
+    rows = []
+    for field, value in result._asdict().items():
+        name, unit, about = _ABOUT.get(field, (field.replace("_", " "), "", ""))
+        if isinstance(value, Measure):
+            rows.append(Row(name, _number(*value), _number(value.stderr, value.stderr), unit, about))
+        elif isinstance(value, int):
+            rows.append(Row(name, f"{value:,}", "", unit, about))
+        elif isinstance(value, float):
+            rows.append(Row(name, _number(value), "", unit, about))
+    return rows
+
+
+def configuration(config: dict[str, Any], subject: Subject) -> list[Group]:
+    """Settings, model, data and versions, in groups of definitions."""
+    data = subject.data
+    sizes = f"{len(data.train):,} to train, {len(data.valid):,} to validate, {len(data.test):,} to test"
+    given = config.get("data")
+    about_data = _lines(given) if isinstance(given, dict) else []
+    about_data += [
+        Definition("examples", sizes, False),
+        Definition("kind", f"{data.kind.name}: {data.kind.why}", False),
+    ]
+    if data.notes:
+        about_data.append(Definition("on the way", "; ".join(data.notes), False))
+    known = {"xhat", "torch", "settings", "model", "command", "data"}
+    options = {key: value for key, value in config.items() if key not in known}
+    for name in ("options", "model_options"):
+        nested = options.pop(name, None)
+        if isinstance(nested, dict):
+            options.update({key: value for key, value in nested.items() if value is not None})
+        elif nested is not None:
+            options[name] = nested
+    about_model = _lines(options)
+    if config.get("model") is not None:
+        about_model.append(Definition("specification", json.dumps(config["model"], indent=1, ensure_ascii=False), True))
+    settings = config.get("settings")
+    groups = [
+        Group("Model", about_model),
+        Group("Data", about_data),
+        Group("Training", _lines(settings) if isinstance(settings, dict) else []),
+        Group("Versions", _lines({"xhat": config.get("xhat"), "torch": config.get("torch"), "numpy": np.__version__})),
+    ]
+    return [group for group in groups if group.lines]
+
+
+def _lines(values: dict[str, Any]) -> list[Definition]:
+    lines = []
+    for name, value in values.items():
+        if value is None:
+            continue
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        lines.append(Definition(str(name).replace("_", " "), text, len(text) > _LONG))
+    return lines
+
+
+def command(config: dict[str, Any]) -> str | None:
+    """The command that made the run."""
+    held = config.get("command")
+    if isinstance(held, list | tuple):
+        return shlex.join(str(word) for word in held)
+    return held if isinstance(held, str) and held else None

@@ -86,7 +86,7 @@ def test_a_run_stopped_at_any_step_and_resumed_ends_bit_for_bit_the_same(name, t
     torch.manual_seed(998)
     resumed = fit(broken, x, valid, out=tmp_path / "broken", resume=True)
     assert same(whole, broken)
-    assert [row for row in resumed.rows] == [row for row in unbroken.rows]
+    assert resumed.rows == unbroken.rows
     assert same(xhat.load(tmp_path / "broken"), xhat.load(tmp_path / "whole"))
 
 

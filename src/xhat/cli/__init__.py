@@ -5,18 +5,20 @@ Torch is imported by the commands themselves, so that help and mistakes are answ
 
 from __future__ import annotations
 
+import os
 import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, get_args
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, Token, convert
 from cyclopts.config import Toml
 
 from xhat import __version__
 from xhat.cli.train import train
 from xhat.cli.use import decode, encode, evaluate, reconstruct, report, sample
-from xhat.errors import XhatError
+from xhat.errors import ConfigError, XhatError
 
 EPILOGUE = """
 Examples:
@@ -26,7 +28,29 @@ Examples:
     xhat report runs/digits
     xhat train images/ --resize 64x64 --network conv --likelihood normal --out runs/images
     xhat encode runs/digits --out codes.csv
+
+The options of a command can also stand in a file, --config run.toml; those on the command line go before it.
 """
+LISTS = ("--hidden", "--channels")
+
+
+def _typed(type_: Any, tokens: Sequence[Token]) -> Any:
+    """A value from its text; a fraction is no whole number, and a number is no word."""
+    leaves = {type_, *get_args(type_), *(leaf for part in get_args(type_) for leaf in get_args(part))}
+    if int in leaves:
+        name = f"{tokens[0].keyword} " if len(tokens) > 1 else ""
+        for token in tokens:
+            if "." in token.value and not float(token.value).is_integer():
+                raise ValueError(f"{name}must be a whole number, was {token.value}")
+            if len(token.value) > 18 and token.value.lstrip("+-").isdigit():
+                raise ValueError(f"{name}must have at most 18 digits, was {token.value[:40]}")
+    if {float, str} <= leaves:
+        try:
+            return float(tokens[0].value)
+        except ValueError:
+            return tokens[0].value
+    return convert(type_, tokens)
+
 
 app = App(
     name="xhat",
@@ -34,12 +58,10 @@ app = App(
     help_epilogue=EPILOGUE,
     help_format="plaintext",
     version=__version__,
-    default_parameter=Parameter(consume_multiple=True),
+    default_parameter=Parameter(consume_multiple=True, converter=_typed),
 )
 for command in (train, evaluate, sample, encode, decode, reconstruct, report):
-    app.command(command)
-
-LISTS = ("--hidden", "--channels")
+    app.command(command, help_epilogue="")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -47,49 +69,67 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = app(_configured(_split_lists(tokens)), exit_on_error=False, print_error=False, result_action="return_value")
+        _flush()
     except XhatError as error:
         _refuse(str(error))
     except CycloptsError as error:
-        _refuse(" ".join(str(error).split()))
-    except MemoryError:
-        _refuse("there is not enough memory for this: use a smaller batch, fewer samples or a smaller network")
-    except RuntimeError as error:
-        if "not enough memory" not in str(error) and "out of memory" not in str(error):
-            raise
-        _refuse("there is not enough memory for this: use a smaller batch, fewer samples or a smaller network")
+        _refuse(str(error).replace(". Did you mean", ", did you mean"))
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output went away; Python would complain about it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain of the reader at exit
         sys.exit(141)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(word in str(error) for word in _MEMORY):
+            raise
+        _refuse("there is not enough memory for this: use a smaller batch, fewer samples or a smaller network")
     sys.exit(code or 0)
 
 
+# How torch says that it cannot allocate: on the CPU, on a GPU, and for sizes beyond any machine
+_MEMORY = ("not enough memory", "out of memory", "allocate memory", "overflow")
+
+
+def _flush() -> None:
+    """Write out what was printed, while a full disk and a reader that went away can still be reported."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise ConfigError(f"the output cannot be written ({error.strerror}): send it elsewhere") from error
+
+
 def _refuse(message: str) -> NoReturn:
-    print(f"xhat: {message}", file=sys.stderr)
+    print(f"xhat: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
 
 
 def _split_lists(tokens: list[str]) -> list[str]:
-    """``--hidden 400,200`` as ``--hidden 400 200``, and ``--hidden none`` as the empty list."""
+    """``--hidden 400,200`` as ``--hidden 400 200``, and ``--hidden none`` as the empty list.
+
+    Raises:
+        ConfigError: no sizes follow.
+    """
     result: list[str] = []
-    for token in tokens:
+    waiting = list(reversed(tokens))
+    while waiting:
+        token = waiting.pop()
         name, equals, value = token.partition("=")
-        if name in LISTS and equals:
-            result += [name, *_sizes(name, value, result)]
-        elif result and result[-1] in LISTS and not token.startswith("--"):
-            result += _sizes(result[-1], token, result)
-        else:
+        if name not in LISTS:
             result.append(token)
+            continue
+        if not equals:
+            value = waiting.pop() if waiting and not waiting[-1].startswith("--") else ""
+        if value == "none":
+            result.append(f"--empty-{name.removeprefix('--')}")
+        elif value.strip(","):
+            result += [name, *(size for size in value.split(",") if size)]
+        else:
+            raise ConfigError(f"{name} needs sizes, such as {name} 400,200, or the word none")
     return result
-
-
-def _sizes(name: str, value: str, result: list[str]) -> list[str]:
-    if value in ("none", ""):
-        if result and result[-1] == name:
-            result.pop()
-        return [f"--empty-{name.removeprefix('--')}"]
-    return [size for size in value.split(",") if size]
 
 
 def _configured(tokens: list[str]) -> list[str]:
@@ -104,6 +144,18 @@ def _configured(tokens: list[str]) -> list[str]:
         path = Path(value)
         if not value or not path.is_file():
             _refuse(f"the configuration {value!r} is not a file: give a TOML file, such as --config run.toml")
+        _check_toml(path)
         app.config = (Toml(path, use_commands_as_keys=False),)
         return tokens[:index] + tokens[index + (1 if equals else 2) :]
     return tokens
+
+
+def _check_toml(path: Path) -> None:
+    try:
+        held = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        _refuse(f"{path} is no readable TOML file: {error}")
+    for name in LISTS:
+        value = held.get(name.removeprefix("--"))
+        if isinstance(value, str):
+            _refuse(f"{path}: {name.removeprefix('--')} must be a list, such as [400, 200], or [] for none, was {value!r}")

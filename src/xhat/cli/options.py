@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xhat.errors import ConfigError
+from xhat.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
     from xhat.data import Data, Examples
     from xhat.training.folder import RunFolder
+
+DIGITS = "digits"  # the one source that is a word
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +49,7 @@ class DataOptions:
         values = asdict(self)
         values["resize"] = None if self.resize is None else _height_width(self.resize)
         for share in ("valid", "test"):
-            if values[share] >= 1:
+            if values[share] >= 1 and float(values[share]).is_integer():
                 values[share] = int(values[share])  # a number of examples
         return values
 
@@ -65,15 +68,104 @@ def described(source: str, seed: int, options: dict[str, Any], data: Data) -> di
         scaling = {"mean": data.scaling.mean.tolist(), "std": data.scaling.std.tolist()}
     path = Path(source)
     return {
-        "source": str(path.resolve()) if path.exists() else source,
+        "source": str(path.resolve()) if source != DIGITS and path.exists() else source,
+        "sha256": _fingerprint(source),
         "seed": seed,
         "options": options,
         "shape": list(data.shape),
         "kind": data.kind.name,
+        "bytes": data.bytes,
+        "kept": None if data.kept is None else list(data.kept),
         "columns": None if data.columns is None else list(data.columns),
         "label_names": None if data.label_names is None else list(data.label_names),
         "scaling": scaling,
     }
+
+
+def _fingerprint(source: str) -> str | None:
+    """sha256 of the files that a source consists of; None for what comes with a library."""
+    import hashlib
+
+    from xhat.data.sources import files_of
+
+    if source == DIGITS:
+        return None
+    digest = hashlib.sha256()
+    for path in files_of(source):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def run_folder(path: Path) -> RunFolder:
+    """A run folder that is there.
+
+    Raises:
+        ConfigError: the path is something else.
+    """
+    from xhat.training.folder import RunFolder
+
+    if path.is_file():
+        raise ConfigError(f"{path} is a file, must be a run folder: name the folder that xhat train made")
+    return RunFolder(path)
+
+
+def told_of(folder: RunFolder) -> dict[str, Any]:
+    """What config.json says of the run's data; empty where it says nothing.
+
+    Raises:
+        CheckpointError: what it says makes no sense.
+    """
+    told = folder.config().get("data")
+    if not isinstance(told, dict) or "source" not in told:
+        return {}
+    wrong = [name for name, fits in _FITS.items() if name in told and not fits(told[name])]
+    if not wrong and told.get("scaling") is not None:
+        wrong = [] if _fits_scaling(told["scaling"], told.get("shape")) else ["scaling"]
+    if wrong:
+        raise CheckpointError(
+            f"{folder.config_file} is damaged, what it says of the data's {', '.join(wrong)} makes no sense: restore it from a "
+            "copy, or train again"
+        )
+    return told
+
+
+def _is_list(of: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(isinstance(item, of) for item in value)
+
+
+def _fits_options(options: Any) -> bool:
+    if not isinstance(options, dict) or not options.keys() <= DataOptions.__dataclass_fields__.keys():
+        return False
+    numbers = all(isinstance(options.get(name, 0.1), int | float) for name in ("valid", "test"))
+    words = all(isinstance(options.get(name), str | None) for name in ("binarize", "nonfinite", "array", "labels"))
+    flags = all(isinstance(options.get(name), bool | None) for name in ("standardize", "drop_constant"))
+    size = options.get("resize")
+    return numbers and words and flags and (size is None or (_is_list(int)(size) and len(size) == 2))
+
+
+def _fits_scaling(scaling: Any, shape: Any) -> bool:
+    import torch
+
+    try:
+        mean, std = (torch.tensor(scaling[name], dtype=torch.float64) for name in ("mean", "std"))
+    except (TypeError, ValueError, KeyError, RuntimeError):
+        return False
+    return list(mean.shape) == list(std.shape) == shape and bool(mean.isfinite().all()) and bool((std > 0).all())
+
+
+# What config.json may say of the data; whoever edits it by hand should hear of a slip, not see a traceback
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "source": lambda value: isinstance(value, str),
+    "sha256": lambda value: isinstance(value, str | None),
+    "seed": lambda value: isinstance(value, int),
+    "options": _fits_options,
+    "shape": _is_list(int),
+    "bytes": lambda value: isinstance(value, bool),
+    "kept": lambda value: value is None or _is_list(int)(value),
+    "columns": lambda value: value is None or _is_list(str)(value),
+    "label_names": lambda value: value is None or _is_list(str)(value),
+}
 
 
 def run_data(folder: RunFolder) -> Data:
@@ -81,17 +173,34 @@ def run_data(folder: RunFolder) -> Data:
 
     Raises:
         ConfigError: the run does not say which they were.
-        DataError: they cannot be read any more.
+        DataError: they cannot be read any more, or have changed.
+        CheckpointError: config.json is damaged.
     """
     from xhat.data import load_data
 
-    told = folder.config().get("data")
-    if not isinstance(told, dict) or "source" not in told:
-        raise ConfigError(f"{folder.config_file} does not say where its data came from: name them with --data")
-    options = dict(told["options"])
+    told = _known(folder)
+    options = dict(told.get("options", {}))
     if options.get("resize") is not None:
         options["resize"] = tuple(options["resize"])
-    return load_data(told["source"], seed=told["seed"], **options)
+    data = load_data(told["source"], seed=told.get("seed", 0), **options)
+    _refuse_changed(folder, told)
+    return data
+
+
+def _known(folder: RunFolder) -> dict[str, Any]:
+    told = told_of(folder)
+    if not told:
+        raise ConfigError(f"{folder.config_file} does not say where its data came from: name them with --data")
+    return told
+
+
+def _refuse_changed(folder: RunFolder, told: dict[str, Any]) -> None:
+    held = told.get("sha256")
+    if held is not None and held != _fingerprint(told["source"]):
+        raise DataError(
+            f"{told['source']} has changed since {folder.path} was trained on it, so its split is another: restore it, name data "
+            "with --data where a command has that, or train again"
+        )
 
 
 def examples_for(folder: RunFolder, source: str | None, split: str) -> tuple[Examples, dict[str, Any]]:
@@ -104,12 +213,15 @@ def examples_for(folder: RunFolder, source: str | None, split: str) -> tuple[Exa
     """
     from xhat.data import load_like
 
-    told = folder.config().get("data") or {}
     if source is not None:
+        told = told_of(folder)
         return load_like(source, told), told
     if split not in ("train", "valid", "test", "all"):
         raise ConfigError(f"split must be one of train, valid, test, all, was {split!r}")
+    told = _known(folder)
     if split == "all":
-        return load_like(told["source"], told), told
-    examples: Examples = getattr(run_data(folder), split)
-    return examples.fixed(int(told["seed"])), told
+        examples = load_like(told["source"], told, drop=told.get("options", {}).get("nonfinite") == "drop")
+        _refuse_changed(folder, told)
+        return examples, told
+    examples = getattr(run_data(folder), split)
+    return examples.fixed(int(told.get("seed", 0))), told

@@ -105,6 +105,6 @@ def read_codes(path: Path, latent: tuple[int, ...]) -> Tensor:
     width = 1
     for size in latent:
         width *= size
-    if held.ndim < 2 or held[0].numel() != width:
+    if held.ndim < 2 or held.shape[1:].numel() != width or not len(held):
         raise DataError(f"{path} holds an array of shape {tuple(held.shape)}, but codes of this model have shape (N, {width})")
     return held.reshape(len(held), *latent)

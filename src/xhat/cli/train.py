@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from xhat.cli.options import DataOptions, described, run_data
+from xhat.cli.options import DataOptions, described, run_data, run_folder
 from xhat.errors import ConfigError
 from xhat.models.options import ModelOptions
 from xhat.training.settings import Settings
@@ -53,27 +54,19 @@ def train(
     resume
         A run folder to go on with, from its last checkpoint, instead of a source.
     """
-    import torch
-
-    from xhat.models.recipes import RECIPES, build, given_options
-    from xhat.parts import rebuild
-    from xhat.training.fit import fit
-    from xhat.training.folder import RunFolder
-
     if resume is not None:
-        if source is not None:
-            raise ConfigError("--resume goes on with the run's own data: leave the source out")
-        folder = RunFolder(resume)
-        config = folder.config()
-        if config.get("model") is None:
-            raise ConfigError(f"{resume} holds a model with parts of its own: resume it from Python, xhat.fit(…, resume=True)")
-        held = run_data(folder)
-        history = fit(rebuild(config["model"]), held.train, valid=held.valid, out=resume, resume=True)
-        return _told(history.interrupted, str(history), resume)
+        given = ["the source"] * (source is not None) + _changed(model) + _changed(settings) + _changed(data)
+        given += ["--recipe"] * (recipe != "vae") + ["--out"] * (out is not None)
+        if given:
+            raise ConfigError(f"--resume goes on with the run's own data and options: leave {', '.join(given)} out")
+        return _resume(resume)
     if source is None:
         raise ConfigError("train needs data: a file, a folder or the word digits, such as xhat train digits")
+    import torch
 
     from xhat.data import load_data
+    from xhat.models.recipes import RECIPES, build, given_options
+    from xhat.training.fit import fit
 
     keywords = data.keywords()
     loaded = load_data(source, seed=settings.seed, **keywords)
@@ -98,6 +91,30 @@ def train(
     }
     history = fit(built, loaded.train, valid=loaded.valid, out=out, about=about, **asdict(settings))
     return _told(history.interrupted, str(history), out)
+
+
+def _changed(options: Any) -> list[str]:
+    """The options that are not what they are when nobody says anything, as they are written on the command line."""
+    return [f"--{field.name.replace('_', '-')}" for field in fields(options) if getattr(options, field.name) != field.default]
+
+
+def _resume(path: Path) -> int:
+    from xhat.models.files import rebuilt
+    from xhat.training.fit import fit
+
+    folder = run_folder(path)
+    config = folder.config()
+    if config.get("model") is None:
+        raise ConfigError(f"{path} holds a model with parts of its own: resume it from Python, xhat.fit(…, resume=True)")
+    tensors, state = folder.read_state()
+    if state.get("done") is True and folder.model_file.exists():
+        print(f"{path} is finished, nothing is left to do; next: xhat evaluate {path}, xhat report {path}")
+        return 0
+    weights = {name.removeprefix("model/"): tensor for name, tensor in tensors.items() if name.startswith("model/")}
+    model = rebuilt(json.dumps(config["model"]), weights, str(folder.config_file))
+    held = run_data(folder)
+    history = fit(model, held.train, valid=held.valid, out=path, resume=True)
+    return _told(history.interrupted, str(history), path)
 
 
 def _told(interrupted: bool, text: str, out: Path) -> int:

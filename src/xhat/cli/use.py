@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xhat.cli.options import examples_for, run_data
+from xhat.cli.options import examples_for, run_data, run_folder, told_of
 from xhat.cli.output import check_ending, read_codes, write
-from xhat.errors import ConfigError, DataError
+from xhat.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from xhat.data import Examples
+    from xhat.data import Examples, Scaling
     from xhat.evaluation.evaluate import Evaluation
     from xhat.models.base import Model
     from xhat.training.folder import RunFolder
@@ -63,9 +63,7 @@ def evaluate(
     result = _evaluate(model, examples, samples, train, seed)
     print(result)
     if told.get("scaling") is not None and result.log_likelihood is not None:
-        import math
-
-        shift = -sum(math.log(std) for std in told["scaling"]["std"])
+        shift = _scaling(told["scaling"]).log_jacobian
         print(f"densities are of standardised values; add {shift:.4f} nats for the density in the data's own units")
     place = folder.path / "evaluation.json"
     write_bytes(place, (json.dumps({"data": data or split, "seed": seed, **result.as_dict()}, indent=2) + "\n").encode())
@@ -114,7 +112,7 @@ def sample(run: Path, *, n: int = 64, out: Path | None = None, draw: bool = Fals
     place = _place(out, folder, model, "samples")
     torch.manual_seed(seed)
     x = model.sample(n, sample=draw)
-    told = folder.config().get("data") or {}
+    told = told_of(folder)
     write(place, {"samples": _own_units(x, told)}, _columns(told))
     print(f"{n} new examples of shape {tuple(x.shape[1:])} written to {place}")
 
@@ -190,7 +188,7 @@ def decode(run: Path, codes: Path, *, out: Path | None = None, draw: bool = Fals
     z = read_codes(codes, model.latent_shape)
     torch.manual_seed(seed)
     x = torch.cat([model.decode(block, sample=draw) for block in z.split(CHUNK)])
-    told = folder.config().get("data") or {}
+    told = told_of(folder)
     write(place, {"decoded": _own_units(x, told)}, _columns(told))
     print(f"{len(x)} examples written to {place}")
 
@@ -298,13 +296,20 @@ def _held_evaluation(folder: RunFolder) -> Evaluation | None:
 
 def _open(run: Path) -> tuple[RunFolder, Model]:
     from xhat.models.files import MODEL_FILE, load
-    from xhat.training.folder import LAST, RunFolder
+    from xhat.training.folder import LAST
 
-    folder = RunFolder(run)
+    folder = run_folder(run)
     folder.config()
     if not folder.model_file.exists() and (folder.checkpoints / LAST).exists():
         raise ConfigError(f"{run} is not finished (no {MODEL_FILE}): go on with xhat train --resume {run}")
-    return folder, load(folder.model_file)
+    model: Model = load(folder.model_file)
+    shape = told_of(folder).get("shape")
+    if shape is not None and tuple(shape) != model.event_shape:
+        raise CheckpointError(
+            f"{folder.config_file} speaks of examples of shape {tuple(shape)}, but the model takes {model.event_shape}: restore "
+            "the one or the other from a copy"
+        )
+    return folder, model
 
 
 def _limited(examples: Examples, limit: int | None) -> Examples:
@@ -339,13 +344,15 @@ def _mapped(model: Model, examples: Examples, function: Any) -> Tensor:
 def _own_units(x: Tensor, told: dict[str, Any]) -> Tensor:
     """Values in the units of the data, where they were standardised."""
     scaling = told.get("scaling")
-    if scaling is None:
-        return x
+    return x if scaling is None else _scaling(scaling).invert(x.double())
+
+
+def _scaling(told: dict[str, Any]) -> Scaling:
     import torch
 
     from xhat.data import Scaling
 
-    return Scaling(torch.tensor(scaling["mean"]), torch.tensor(scaling["std"])).invert(x.double())
+    return Scaling(*(torch.tensor(told[name], dtype=torch.float64) for name in ("mean", "std")))
 
 
 def _columns(told: dict[str, Any]) -> tuple[str, ...] | None:

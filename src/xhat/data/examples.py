@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -244,8 +244,14 @@ def _too_flat(where: str, shape: tuple[int, ...]) -> DataError:
     )
 
 
-def check_finite(storage: Tensor, where: str) -> None:
+def check_finite(storage: Tensor, where: str, rows: Any = None, places: Sequence[str] | None = None) -> None:
     """Refuse NaN and infinity, and what float32 cannot hold.
+
+    Args:
+        storage: ``(N, *event)``.
+        where: what messages call it.
+        rows: for messages, the rows of a table in its file.
+        places: for messages, what its columns are called.
 
     Raises:
         DataError: names the first bad entry.
@@ -257,6 +263,8 @@ def check_finite(storage: Tensor, where: str) -> None:
     index = ", ".join(map(str, position))
     place = f"row {position[0]}, column {position[1]}" if len(position) == 2 else f"index ({index})"
     wrong = f"{value:g}" if not np.isfinite(value) else f"{value:g}, too large for float32,"
+    if rows is not None and places is not None:
+        raise DataError(f"{where} holds {wrong} at row {rows[position[0]]}, {places[position[1]]}, must be finite: fill it")
     raise DataError(f"{where} holds {wrong} at {place} (x[{index}], counted from 0), must be finite: remove or fill that row")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,15 @@ from xhat.data.splits import label_codes
 from xhat.errors import DataError
 
 
-def load_like(source: Any, told: dict[str, Any]) -> Examples:
-    """All examples of a source, unsplit, prepared like a run's training data.
+def load_like(source: Any, told: dict[str, Any], *, drop: bool = False) -> Examples:
+    """All examples of a source, unsplit, in its own order, prepared like a run's training data.
 
     Args:
         source: whatever ``load_data`` reads.
-        told: what the run's config.json says of its data: ``options`` of ``load_data``, ``seed``, ``shape``, ``columns``
-            and ``scaling``. Columns that the run left out are left out here too, and the values are standardised by the
-            run's own means and deviations.
+        told: what the run's config.json says of its data: ``options`` of ``load_data``, ``seed``, ``shape``, ``columns``,
+            ``kept``, ``bytes``, ``label_names`` and ``scaling``. Columns that the run left out are left out here too, and the
+            values are standardised by the run's own means and deviations. A class that the run does not know is -1.
+        drop: leave out examples with NaN or infinity, instead of refusing them.
 
     Raises:
         DataError: the source cannot be read, holds NaN or infinity, or has examples of another shape.
@@ -35,20 +37,14 @@ def load_like(source: Any, told: dict[str, Any]) -> Examples:
             [1., 0.]])
     """
     options, seed = told.get("options", {}), int(told.get("seed", 0))
-    name, raw = _read(source, options)
-    arrays = [array for array in raw.splits if array is not None]
-    parts = [as_storage(as_events(array), name) for array in arrays]
-    labels, _ = label_codes(raw.labels, [0 if array is None else len(array) for array in raw.splits])
-    codes = [code for code in labels if code is not None]
-    whole = _columns(torch.cat(parts), raw.columns, told.get("columns"))
-    check_size(whole, name)
-    check_finite(whole, name)
-    shape = tuple(told.get("shape", whole.shape[1:]))
-    if tuple(whole.shape[1:]) != shape:
-        raise DataError(
-            f"{name} has examples of shape {tuple(whole.shape[1:])}, the model was trained on {shape}: give such data"
-        )
-    examples = Examples(whole, torch.cat(codes) if len(codes) == len(arrays) else None, scale=are_bytes([whole]))
+    name, raw, whole = _read(source, told)
+    codes = _codes(raw, told.get("label_names"))
+    finite = (whole.abs() <= torch.finfo(torch.float32).max).flatten(1).all(1) if whole.is_floating_point() else None
+    if drop and finite is not None and bool(finite.any()):
+        whole, codes = whole[finite], None if codes is None else codes[finite]
+    check_finite(whole, name, raw.rows, None if raw.places is None else _picked(raw.places, raw.columns, told))
+    scale = whole.dtype == torch.uint8 and bool(told["bytes"]) if "bytes" in told else are_bytes([whole])
+    examples = Examples(whole, codes, scale=scale)
     if options.get("binarize") == "threshold":
         examples = binarized(examples, "threshold", seed, "test")
     elif options.get("binarize"):
@@ -59,25 +55,61 @@ def load_like(source: Any, told: dict[str, Any]) -> Examples:
     return examples
 
 
-def _read(source: Any, options: dict[str, Any]) -> tuple[str, Raw]:
+def _read(source: Any, told: dict[str, Any]) -> tuple[str, Raw, Tensor]:
+    """The source with the run's choices; without its labels where the source has none, as new examples seldom do."""
+    options = told.get("options", {})
     resize, labels = options.get("resize"), options.get("labels")
     choices = Choices(None if resize is None else (int(resize[0]), int(resize[1])), options.get("array"), labels)
     if labels is None:
-        return read(source, choices)
+        return _shaped(source, choices, told)
     try:
-        return read(source, choices)
-    except DataError:
-        return read(source, choices._replace(labels=None))  # new examples seldom come with labels
+        return _shaped(source, choices, told)
+    except DataError as first:
+        try:
+            return _shaped(source, choices._replace(labels=None), told)
+        except DataError as second:
+            raise (second if "for the labels" in str(first) else first) from None
 
 
-def _columns(whole: Tensor, names: tuple[str, ...] | None, wanted: list[str] | None) -> Tensor:
-    """The run's columns, by name, in the run's order."""
-    if names is None or wanted is None or list(names) == list(wanted):
+def _shaped(source: Any, choices: Choices, told: dict[str, Any]) -> tuple[str, Raw, Tensor]:
+    name, raw = read(source, choices)
+    parts = [as_storage(as_events(array) if array.ndim else array, name) for array in raw.splits if array is not None]
+    for part in parts:
+        check_size(part, name)
+    whole = torch.cat(parts)
+    if whole.dim() == 2:
+        whole = torch.stack(_picked(whole.unbind(1), raw.columns, told), 1)
+    shape = tuple(told.get("shape", whole.shape[1:]))
+    if tuple(whole.shape[1:]) != shape:
+        raise DataError(
+            f"{name} has examples of shape {tuple(whole.shape[1:])}, the model was trained on {shape}: give such data"
+        )
+    return name, raw, whole
+
+
+def _codes(raw: Raw, wanted: list[str] | None) -> Tensor | None:
+    """The labels as the run numbers them, if all examples have one."""
+    codes, names = label_codes(raw.labels, [0 if array is None else len(array) for array in raw.splits])
+    given = [code for code in codes if code is not None]
+    if len(given) < sum(array is not None for array in raw.splits):
+        return None
+    whole = torch.cat(given)
+    if names is None or wanted is None:
         return whole
-    missing = [name for name in wanted if name not in names]
-    if missing:
-        raise DataError(f"the data lack the columns {', '.join(missing[:5])}, which the model was trained on: give them too")
-    return whole[:, [names.index(name) for name in wanted]]
+    return torch.tensor([wanted.index(name) if name in wanted else -1 for name in names])[whole]
+
+
+def _picked(columns: Sequence[Any], names: tuple[str, ...] | None, told: dict[str, Any]) -> tuple[Any, ...]:
+    """Of what there is for each column, that for the run's columns, by name or position, in the run's order."""
+    wanted, kept = told.get("columns"), told.get("kept")
+    if names is not None and wanted is not None:
+        missing = [name for name in wanted if name not in names]
+        if missing:
+            raise DataError(f"the data lack the columns {', '.join(missing[:5])}, which the model was trained on: give them too")
+        return tuple(columns[names.index(name)] for name in wanted)
+    if kept is not None and len(columns) > max(len(kept), *kept):
+        return tuple(columns[position] for position in kept)
+    return tuple(columns)
 
 
 def read_array(path: str | Path, name: str) -> Tensor:

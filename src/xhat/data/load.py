@@ -26,7 +26,8 @@ class Data:
     """A data set, split, with what was learnt about it.
 
     ``shape`` is the event shape, ``scaling`` is None unless the values were standardised, ``label_names`` and
-    ``columns`` are None unless the source has them, and ``notes`` says what was done to the data on the way.
+    ``columns`` are None unless the source has them, ``kept`` the positions of a table's columns where constant ones were left
+    out, ``bytes`` whether the values were divided by 255, and ``notes`` says what was done to the data on the way.
     """
 
     name: str
@@ -39,6 +40,8 @@ class Data:
     label_names: tuple[str, ...] | None = None
     columns: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    bytes: bool = False
+    kept: tuple[int, ...] | None = None
 
     def describe(self) -> str:
         """Two or three lines for the command line: how many, of what shape and kind, and what suits them.
@@ -114,9 +117,9 @@ def load_data(
     codes, label_names = label_codes(raw.labels, [0 if part is None else len(part) for part in parts])
     parts, codes = _finite(name, raw, parts, codes, nonfinite, notes)
     whole, codes = _completed(name, parts, codes, valid, test, seed)
-    columns = raw.columns
+    columns, kept = raw.columns, None
     if drop_constant:
-        whole, columns = _varying(whole, columns, notes)
+        whole, columns, kept = _varying(whole, columns, notes)
     scale = are_bytes(whole)
     splits = [Examples(part, code, scale=scale) for part, code in zip(whole, codes, strict=True)]
     if scale:
@@ -134,7 +137,7 @@ def load_data(
         kind = kind_of(splits[0])
         notes.append("standardised with the mean and standard deviation of the training examples")
     shape = splits[0].shape
-    return Data(name, splits[0], splits[1], splits[2], shape, kind, scaling, label_names, columns, tuple(notes))
+    return Data(name, splits[0], splits[1], splits[2], shape, kind, scaling, label_names, columns, tuple(notes), scale, kept)
 
 
 def _check_word(name: str, word: Any, known: tuple[Any, ...]) -> None:
@@ -231,20 +234,21 @@ def _completed(
 
 def _varying(
     parts: list[Tensor], columns: tuple[str, ...] | None, notes: list[str]
-) -> tuple[list[Tensor], tuple[str, ...] | None]:
-    """The same without the columns that are constant on train."""
+) -> tuple[list[Tensor], tuple[str, ...] | None, tuple[int, ...] | None]:
+    """The same without the columns that are constant on train, and the positions of those that are left."""
     if parts[0].dim() != 2:
         raise ConfigError(
             f"drop_constant leaves out columns of a table, the examples have shape {tuple(parts[0].shape[1:])}: leave it out"
         )
     constant = constant_columns(parts[0])
     if not constant:
-        return parts, columns
+        return parts, columns, None
     kept = [column for column in range(parts[0].shape[1]) if column not in set(constant)]
     if not kept:
         raise DataError("every column has one value in all training examples, none is left: give columns that vary")
     notes.append(f"{column_list(constant, columns)} one value throughout and was left out")
-    return [part[:, kept] for part in parts], None if columns is None else tuple(columns[i] for i in kept)
+    names = None if columns is None else tuple(columns[i] for i in kept)
+    return [part[:, kept] for part in parts], names, tuple(kept)
 
 
 def are_bytes(parts: list[Tensor]) -> bool:

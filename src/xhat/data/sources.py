@@ -120,6 +120,20 @@ def _read_folder(path: Path, choices: Choices) -> Raw:
     return read_images(path, choices.resize)
 
 
+def files_of(source: str | os.PathLike[str]) -> list[Path]:
+    """The files that :func:`read` takes a source's examples from, in a fixed order.
+
+    Raises:
+        DataError: the source has vanished.
+    """
+    path = Path(source)
+    with reading(path, "source"):
+        if not path.is_dir():
+            return [path] if path.is_file() else []
+        files = mnist_files(path)
+        return [files[name] for name in sorted(files)] or image_paths(path)
+
+
 def _read_array(source: Any, choices: Choices) -> Raw:
     _refuse_others(choices, "an array in memory", "labels")
     if isinstance(source, Examples):

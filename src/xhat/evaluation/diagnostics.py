@@ -29,7 +29,7 @@ def findings(model: Model, result: Evaluation) -> list[str]:
             found.append(
                 f"{dead} of {result.latent} latent dimensions are collapsed (KL below 0.01 nats): a smaller latent would do"
             )
-    elif result.active_units == 0:
+    elif result.active_units == 0 and result.examples > 1:
         found.append("no unit of the code varies with x: the code says nothing about it")
     bound = model.likelihood.minimum if isinstance(model.likelihood, Normal) and model.likelihood.per != "fixed" else None
     if bound is not None and result.likelihood_scale is not None and result.likelihood_scale < 1.05 * bound:

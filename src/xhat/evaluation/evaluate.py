@@ -171,7 +171,7 @@ def evaluate(
     if samples < 1:
         raise ConfigError(f"samples must be at least 1, was {samples}")
     examples = as_examples(x).fixed(seed)
-    device = next(model.parameters()).device
+    device = next(model.parameters(), torch.zeros(())).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         has_prior = hasattr(model, "prior")
@@ -188,14 +188,14 @@ def evaluate(
 
 
 def _collect(model: Model, examples: Examples, samples: int) -> _Pass:
-    device = next(model.parameters()).device
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     columns: list[_Pass] = []
     first = 0
     with quiet(model):
         for block in examples.batches(BATCH):
             model.check(block, "x", first)
             first += len(block)
-            columns.append(_collect_block(model, block.to(device), samples))
+            columns.append(_collect_block(model, block.to(like.device, like.dtype), samples))
     return _Pass(*(torch.cat(column).cpu() for column in zip(*columns, strict=True)))
 
 

@@ -69,14 +69,14 @@ def log_likelihood(
     model.need_prior("have a likelihood of x")
     if samples < 1:
         raise ConfigError(f"samples must be at least 1, was {samples}")
-    device = next(model.parameters()).device
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     parts = []
     first = 0
     with quiet(model):
         for block in as_examples(x).batches(batch):
             model.check(block, "x", first)
             first += len(block)
-            parts.append(_evidence(model, block.to(device), samples, elements))
+            parts.append(_evidence(model, block.to(like.device, like.dtype), samples, elements))
             if progress is not None:
                 progress(len(block))
     return Evidence(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.distributions import (
     AffineTransform,
     Distribution,
+    GeneralizedPareto,
     Independent,
     MixtureSameFamily,
     Pareto,
@@ -61,7 +62,7 @@ def _moving_support(q: Distribution) -> bool:
             for transform in q.transforms
         )
         return _moving_support(q.base_dist) or (bounded and moved)
-    return isinstance(q, Delta | Uniform | Pareto)
+    return isinstance(q, Delta | Uniform | Pareto | GeneralizedPareto)
 
 
 class _Honest(torch.autograd.Function):

@@ -62,22 +62,28 @@ class Score(Gradient):
         return samples
 
     def estimate(self, f: Function, q: Distribution, samples: int, reduce: Reduction) -> Tensor:
+        # Read before f, which may itself call this estimator (a deeper layer), at points that depend on z.
+        before = self._before()
         z = q.sample((samples,))
         values = f(z)
         with torch.no_grad():
             if self.baseline == "leave-one-out":
                 signal = reduce.leave_one_out(values)
-            elif self.baseline == "lagged":
-                signal = reduce.signal(values, self._before(values))
             else:
-                signal = reduce.signal(values, 0.0)
+                signal = reduce.signal(values, before)
+            if self.baseline == "lagged":
+                self._join(values)
         return honest(reduce(values), (signal * q.log_prob(z)).sum(0))
 
-    def _before(self, values: Tensor) -> Tensor:
-        """The average of what came before these values, which then join it."""
+    def _before(self) -> Tensor | float:
+        """The average of what came before; 0 where none is kept."""
+        if self.baseline != "lagged":
+            return 0.0
         # Dividing by 1 − decay^n makes it a weighted mean from the first value on.
-        baseline = self.average / (1 - self.decay**self.seen).clamp(min=1e-12)
+        return self.average / (1 - self.decay**self.seen).clamp(min=1e-12)
+
+    def _join(self, values: Tensor) -> None:
+        """Let these values count for the calls to come."""
         if self.training:
             self.average.mul_(self.decay).add_((1 - self.decay) * values.mean().to(self.average.dtype))
             self.seen.add_(1)
-        return baseline.to(values.dtype)

@@ -14,8 +14,9 @@ from torch.distributions import Distribution, Independent
 from xhat.conditionals import Conditional
 from xhat.data import Corruption
 from xhat.distributions import Delta, is_discrete
+from xhat.distributions.support import extended_log_prob
 from xhat.errors import ConfigError, DataError
-from xhat.gradients import Gradient
+from xhat.gradients import Gradient, Score
 from xhat.gradients.expectation import check_fit
 from xhat.objectives import ELBO, Objective, Terms
 from xhat.parts import Part
@@ -27,6 +28,15 @@ class Stage(NamedTuple):
     name: str
     module: nn.Module
     objective: Objective
+
+
+class _Measured(NamedTuple):
+    """A model's laws with a gradient of one's choice: what an objective needs."""
+
+    prior: Callable[[], Distribution]
+    posterior: Callable[[Tensor], Distribution]
+    likelihood: Callable[[Tensor], Distribution]
+    gradient: Gradient
 
 
 class Model(Part, nn.Module, abc.ABC):
@@ -93,6 +103,11 @@ class Model(Part, nn.Module, abc.ABC):
                         f"the posterior {law_name(q)} and the prior {law_name(p)} do not live on the same points, so no KL "
                         "between them is finite: use a prior of the posterior's kind"
                     )
+                if not x.is_meta and not _covers(p, q):
+                    raise ConfigError(
+                        f"the posterior {law_name(q)} draws values that are impossible under the prior {law_name(p)}, so the KL "
+                        "between them is infinite: use a prior of the posterior's kind"
+                    )
 
     def forward(self, x: Tensor) -> Terms:
         """The objective's terms, unchecked: what the training loop calls after it has checked the data once.
@@ -136,7 +151,10 @@ class Model(Part, nn.Module, abc.ABC):
         self.need_prior("have an evidence lower bound")
         self.check(x)
         kl = self.objective.kl if isinstance(self.objective, ELBO) else "auto"
-        return ELBO(kl=kl, samples=samples)(self, x, x).measures["elbo"]
+        # The value is the same whatever the gradient; one that needs more draws gives way.
+        gradient = self.gradient if samples >= self.gradient.fewest_samples else Score()
+        parts = _Measured(self.prior, self.posterior, self.likelihood, gradient)
+        return ELBO(kl=kl, samples=samples)(parts, x, x).measures["elbo"]
 
     def encode(self, x: Tensor, sample: bool = False) -> Tensor:
         """The posterior's mean, or a draw from it, ``(B, *latent_shape)``."""
@@ -184,13 +202,14 @@ class Model(Part, nn.Module, abc.ABC):
 @contextlib.contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients, for the time of a block."""
-    training = model.training
+    flags = [(module, module.training) for module in model.modules()]  # each its own: a part may be frozen in evaluation mode
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(training)
+        for module, training in flags:
+            module.training = training
 
 
 def event_of(conditional: nn.Module, what: str) -> tuple[int, ...]:
@@ -218,6 +237,12 @@ def check_law(law: object, what: str, event: tuple[int, ...]) -> None:
             f"the {what} {law_name(law)} has event shape {tuple(law.event_shape)}, but declares {event}: wrap the law in "
             "torch.distributions.Independent"
         )
+
+
+def _covers(p: Distribution, q: Distribution, draws: int = 64) -> bool:
+    """Whether draws of q lie where p puts probability; the caller's random numbers are left alone."""
+    with torch.random.fork_rng(devices=[]):
+        return bool((extended_log_prob(p, q.sample((draws,))) > -torch.inf).all())
 
 
 def law_name(law: Distribution) -> str:

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ from torch import Tensor, nn
 
 from xhat.errors import CheckpointError, ConfigError, XhatError
 from xhat.models import recipes  # noqa: F401 - fills the table of parts that a file may name
-from xhat.models.base import Model
+from xhat.models.base import Model, event_of
 from xhat.parts import rebuild, specification
 from xhat.version import __version__
 
 FORMAT = "xhat 1"
 MODEL_FILE = "model.safetensors"
+LONGEST = 100_000  # characters of a specification; a recipe's has about a thousand
 
 
 def save(model: nn.Module, path: str | Path) -> Path:
@@ -71,25 +73,70 @@ def load(path: str | Path, model: nn.Module | None = None) -> Any:
         described = metadata.get("specification", "")
         if not described:
             raise CheckpointError(f"{place} holds weights of a model with parts of its own: pass it, xhat.load(path, model=…)")
-        try:
-            with torch.random.fork_rng(devices=[]):  # the fresh weights are replaced at once; leave the user's stream alone
-                model = rebuild(json.loads(described))
-        except CheckpointError:
-            raise
-        except (XhatError, ValueError, TypeError, KeyError) as error:
-            raise CheckpointError(f"{place}: its description does not make a model: {error}") from error
-        if not isinstance(model, Model):
-            raise CheckpointError(f"{place} describes a {type(model).__name__}, not a model")
+        model = rebuilt(described, tensors, str(place))
     put_state(model, tensors, str(place))
     return model.eval()
+
+
+def rebuilt(described: str, tensors: dict[str, Tensor], where: str) -> Model:
+    """The model that a specification describes, made only if its tensors are those at hand.
+
+    It is first made on the meta device, where a tensor has a shape and no memory: whatever sizes a stranger's file names,
+    nothing larger than the tensors that the file brings is ever allocated.
+
+    Args:
+        described: the specification, as JSON.
+        tensors: the model's tensors by name.
+        where: what messages call the file.
+
+    Raises:
+        CheckpointError: the specification makes no model, or one with other tensors.
+    """
+    if len(described) > LONGEST:
+        raise CheckpointError(f"{where}: its description has {len(described):,} characters, must have at most {LONGEST:,}")
+    with _describing(where):
+        spec = json.loads(described)
+        with torch.device("meta"):
+            outline = rebuild(spec)
+        if not isinstance(outline, Model):
+            raise CheckpointError(f"{type(outline).__name__} is no model")
+        prior = getattr(outline, "prior", None)
+        if isinstance(prior, nn.Module) and event_of(prior, "prior") != outline.latent_shape:
+            raise CheckpointError("its prior and its posterior draw events of different shapes")
+        needed = state_of(outline)
+    _check_state(needed, tensors, where)
+    with _describing(where), torch.random.fork_rng(devices=[]):  # fresh weights are replaced at once; leave the stream alone
+        model: Model = rebuild(spec)
+    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    return model.to(dtypes.pop()) if len(dtypes) == 1 else model
+
+
+@contextlib.contextmanager
+def _describing(where: str) -> Iterator[None]:
+    """Turns whatever parts raise when a file gives them arguments of a wrong type, sign or size into one sentence."""
+    try:
+        yield
+    except (
+        XhatError,
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{where}: its description does not make a model: {reason}") from error
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     """A model's tensors by name; one that goes by several names is there once."""
     seen: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
     state = {}
-    for name, tensor in model.state_dict().items():
-        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        key = (tensor.data_ptr() or id(tensor), tuple(tensor.shape), tensor.stride())  # on the meta device all addresses are 0
         if tensor.numel() and key in seen:
             continue
         seen.add(key)
@@ -104,20 +151,25 @@ def put_state(model: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
         CheckpointError: names or shapes differ; the model is untouched.
     """
     own = state_of(model)
+    _check_state(own, tensors, where)
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+
+def _check_state(own: dict[str, Tensor], tensors: dict[str, Tensor], where: str) -> None:
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or extra:
         raise CheckpointError(
             f"{where} does not match this model: it lacks {missing[:3]} and has {extra[:3]} that the model does not"
         )
     for name, tensor in own.items():
-        if tensor.shape != tensors[name].shape:
+        held = tensors[name]
+        if tensor.shape != held.shape or not torch.can_cast(held.dtype, tensor.dtype):
             raise CheckpointError(
-                f"{where} does not match this model: {name} has shape {tuple(tensors[name].shape)}, the model needs "
-                f"{tuple(tensor.shape)}"
+                f"{where} does not match this model: {name} has shape {tuple(held.shape)} ({held.dtype}), the model needs "
+                f"{tuple(tensor.shape)} ({tensor.dtype})"
             )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
 
 
 def _digest(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
@@ -181,6 +233,8 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
     place = Path(path)
     beside = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
+        if place.exists() and not place.is_file():  # renaming onto a device, as root, would replace the device
+            raise OSError(errno.EINVAL, "it is no plain file")
         with beside.open("wb") as file:
             file.write(content)
             file.flush()

@@ -51,7 +51,8 @@ class Stacked(Model):
             raise ConfigError("a Stacked autoencoder has no prior, so it has no ELBO: use objectives.SquaredError")
         up = linears(posterior.network, posterior.head)
         down = linears(likelihood.network, likelihood.head)[::-1]
-        if [(a.in_features, a.out_features) for a in up] != [(b.out_features, b.in_features) for b in down]:
+        # Of the outermost two only the codes' size counts: how many numbers an entry of x takes is the law's affair.
+        if [a.out_features for a in up] != [b.in_features for b in down]:
             raise ConfigError(
                 "a Stacked autoencoder needs a decoder that mirrors its encoder: the encoder's layers are "
                 f"{[(a.in_features, a.out_features) for a in up]}, the decoder's, from its end, "
@@ -79,24 +80,27 @@ class Layer(nn.Module):
         down = linears(likelihood.network, likelihood.head)[::-1]
         assert isinstance(posterior.network, MLP)
         self.encode, self.decode = up[index], down[index]
-        self.activation = posterior.network.activation
+        assert isinstance(likelihood.network, MLP)
+        self.activation, self.mirrored = posterior.network.activation, likelihood.network.activation
         self.is_top = index == len(up) - 1
         self.is_bottom = index == 0
         # In a tuple: these are not this stage's to train.
-        self._below = (up[:index], likelihood, model.objective, model.corruption)
+        self._below = (up[:index], posterior, likelihood, model.objective, model.corruption)
 
     def forward(self, x: Tensor) -> Terms:
-        below, likelihood, objective, corruption = self._below
+        below, posterior, likelihood, objective, corruption = self._below
         with torch.no_grad():
             h = x.flatten(1)
             for layer in below:
                 h = self.activation(layer(h))
         code = self.encode(h if corruption is None else corruption(h))
-        if not self.is_top:
+        if self.is_top:
+            code = posterior.law(code.unflatten(1, posterior.head.shape)).rsample().flatten(1)
+        else:
             code = self.activation(code)
         back = self.decode(code)
         if not self.is_bottom:
-            error = squared_error(self.activation(back), h)
+            error = squared_error(self.mirrored(back), h)
             return Terms(error, {"squared_error": error})
         law = likelihood.law(back.unflatten(1, likelihood.head.shape))
         error = squared_error(law.mean, x)

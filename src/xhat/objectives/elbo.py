@@ -81,7 +81,8 @@ class ELBO(Objective):
         if self.free_bits > 0:
             each = kl_per_dimension(q, p).flatten(1)
             above = each.mean(0) > self.free_bits
-            paid = (each * above).sum(1) + self.free_bits * (~above).sum()
+            # What no dimension has alone (the correlations of a full covariance) is paid for in full, or this were no bound.
+            paid = (each * above).sum(1) + self.free_bits * (~above).sum() + (kl - each.sum(1))
         return Terms(self.weight * paid - log_px, {"elbo": log_px - kl, "log_px_given_z": log_px, "kl": kl})
 
     def _sampled(self, model: Chassis, target: Tensor, q: Distribution, p: Distribution) -> Terms:

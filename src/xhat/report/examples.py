@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from xhat.report.style import AMBER, BLUE, GREY, INK, Figured, Key, Panel, drawing, image, svg, tiled
+from xhat.report.style import AMBER, BLUE, GREY, INK, Figured, Key, Panel, drawing, image, panel_size, svg, tiled
 from xhat.report.subject import Subject
 
 _SAMPLES = 64
@@ -31,14 +32,14 @@ def _image_rows(subject: Subject) -> Figured:
     rows.append(("x̂", subject.model.reconstruct(source.to(subject.device)).cpu(), "reconstructions"))
     panels = [Panel(image(tiled(subject.rgb(part), count), about), name) for name, part, about in rows]
     if subject.model.corruption is not None:
-        how = "The first row is the clean x, the second what the encoder sees, the third what comes back: the third should look like the first."
+        how = "First the clean x, then what the encoder sees, then what comes back: the third row should look like the first."
         caption = f"{count} test examples: x, one draw of its corruption x̃, and the reconstruction x̂ from x̃."
     else:
         how = "The first row is x, the second what the model makes of its code: what differs is what the code does not hold."
         caption = f"{count} test examples x and their reconstructions x̂ from the mean of the code."
     if subject.labels is not None:
-        caption += " One of each label in turn."
-    return Figured("reconstruction", "Reconstructions", how, panels, caption, "strips")
+        caption += " The labels take turns."
+    return Figured("reconstruction", "Reconstructions", "Reconstructions", how, panels, caption, "strips")
 
 
 def _column_scatters(subject: Subject) -> Figured:
@@ -49,35 +50,37 @@ def _column_scatters(subject: Subject) -> Figured:
         word = "the corrupted x"
         noisy = subject.corrupted(source)
         back = subject.model.reconstruct(noisy.to(subject.device)).cpu()
-    x, back = (subject.units(part).flatten(1).double().numpy() for part in (source, back))
+    x, x_hat = (subject.units(part).flatten(1).double().numpy() for part in (source, back))
     panels = []
     for column in subject.columns:
-        a, b = x[:, column], back[:, column]
+        a, b = x[:, column], x_hat[:, column]
         spread = float(np.square(a - a.mean()).sum())
         share = f"R² = {1 - float(np.square(a - b).sum()) / spread:.3f}" if spread > 0 else ""
         name = subject.column_name(column)
-        picture = _scatter(a, b, f"reconstruction-{column}", f"{name}: x against its reconstruction")
+        picture = _scatter(
+            a, b, panel_size(len(subject.columns), 0.9), f"reconstruction-{column}", f"{name}: x against its reconstruction"
+        )
         panels.append(Panel(picture, name, share))
     how = (
         "Each dot is a test example: x to the right, x̂ upwards. The closer the dots to the line, the better that column is kept."
     )
     caption = (
-        f"{len(x):,} test examples in the units of the data; x̂ is decoded from the mean of the code of {word}. R² is the share of "
-        "the column's variance that x̂ explains." + subject.chosen_columns
+        f"{len(x):,} test examples in the units of the data; x̂ is decoded from the mean of the code of {word}. R² is the "
+        "share of the column's variance that x̂ explains." + subject.chosen_columns
     )
-    return Figured("reconstruction", "Reconstructions", how, panels, caption, "grid")
+    return Figured("reconstruction", "Reconstructions", "Reconstructions", how, panels, caption, "grid")
 
 
-def _scatter(x: np.ndarray, back: np.ndarray, name: str, about: str) -> Markup:
-    with drawing(230, 210) as (figure, axes):
+def _scatter(x: np.ndarray, back: np.ndarray, size: tuple[float, float], name: str, about: str) -> Markup:
+    with drawing(*size) as (figure, axes):
         low, high = _range(np.concatenate([x, back]))
         axes.plot([low, high], [low, high], color=INK, linewidth=0.9, zorder=1)
         shown = x
         values = np.unique(x)
         if 1 < len(values) <= _FEW:  # dots of a few values would hide each other
-            shown = x + np.random.default_rng(0).uniform(-0.18, 0.18, len(x)) * np.diff(values).min()
-        size, alpha = (9, 0.5) if len(x) < 500 else (5, 0.3)
-        axes.scatter(shown, back, s=size, color=BLUE, alpha=alpha, linewidths=0, rasterized=True, zorder=3)
+            shown = x + (torch.rand(len(x)).numpy() - 0.5) * 0.36 * np.diff(values).min()
+        dot, alpha = (9, 0.5) if len(x) < 500 else (5, 0.3)
+        axes.scatter(shown, back, s=dot, color=BLUE, alpha=alpha, linewidths=0, rasterized=True, zorder=3)
         axes.set_xlim(low, high)
         axes.set_ylim(low, high)
         _few_ticks(axes)
@@ -107,7 +110,7 @@ def prior_samples(subject: Subject) -> Figured | None:
         panel = Panel(image(tiled(pictures, 8), f"{_SAMPLES} samples from the prior"))
         how = "Codes drawn from the prior and decoded: the closer they look to the data, the better the model has learnt its law."
         caption = f"{_SAMPLES} draws of z from the prior, not selected; shown is the mean of p(x|z)."
-        return Figured("samples", "Samples from the prior", how, [panel], caption, "small")
+        return Figured("samples", "Samples", "Samples from the prior", how, [panel], caption, "small")
     drawn = subject.model.sample(max(len(subject.x), 2000), sample=True).cpu()
     return _column_histograms(subject, drawn)
 
@@ -117,20 +120,22 @@ def _column_histograms(subject: Subject, drawn: Tensor) -> Figured:
     panels = []
     for column in subject.columns:
         name = subject.column_name(column)
-        picture = _histogram(x[:, column], new[:, column], f"samples-{column}", f"{name}: data and samples")
+        picture = _histogram(
+            x[:, column], new[:, column], panel_size(len(subject.columns), 0.68), f"samples-{column}", f"{name}: data and samples"
+        )
         panels.append(Panel(picture, name))
     how = "Where the outline of the samples follows the data, the model has learnt how that column is distributed."
     caption = (
-        f"{len(x):,} test examples against {len(new):,} examples drawn from the model: z from the prior, then x from p(x|z); in the "
-        "units of the data, each histogram with area 1, tails in the outermost bins." + subject.chosen_columns
+        f"{len(x):,} test examples against {len(new):,} examples drawn from the model: z from the prior, then x from p(x|z); "
+        "in the units of the data, each histogram with area 1, tails in the outermost bins." + subject.chosen_columns
     )
     keys = (Key("#c3cad2", "data", "square"), Key(AMBER, "samples", "line"))
-    return Figured("samples", "Samples from the prior", how, panels, caption, "grid", keys)
+    return Figured("samples", "Samples", "Samples from the prior", how, panels, caption, "grid", keys)
 
 
-def _histogram(x: np.ndarray, new: np.ndarray, name: str, about: str) -> Markup:
-    with drawing(230, 160) as (figure, axes):
-        bins = _bins(x, new)
+def _histogram(x: np.ndarray, new: np.ndarray, size: tuple[float, float], name: str, about: str) -> Markup:
+    with drawing(*size) as (figure, axes):
+        bins = _bins(x, new).tolist()
         axes.hist(x.clip(bins[0], bins[-1]), bins=bins, density=True, color=GREY, alpha=0.5, linewidth=0)
         axes.hist(new.clip(bins[0], bins[-1]), bins=bins, density=True, color=AMBER, histtype="step", linewidth=1.7)
         axes.set_yticks([])
@@ -147,4 +152,5 @@ def _bins(x: np.ndarray, new: np.ndarray) -> np.ndarray:
         return np.arange(values[0] - 0.5, values[-1] + 1)
     low = min(float(np.quantile(x, 0.002)), float(np.quantile(new, 0.005)))
     high = max(float(np.quantile(x, 0.998)), float(np.quantile(new, 0.995)))
-    return np.linspace(low, high if high > low else low + 1, 29)
+    count = min(28, max(8, round(3 * len(x) ** (1 / 3))))
+    return np.linspace(low, high if high > low else low + 1, count + 1)

@@ -79,8 +79,8 @@ def lead(subject: Subject) -> str:
         parts.append(f"{_words(type(model.corruption).__name__)} as corruption")
     weights = sum(p.numel() for p in model.parameters())
     count = len(data.train) + len(data.valid) + len(data.test)
-    what = f"{count:,} examples of shape {' × '.join(map(str, data.shape))}, {data.kind.name}"
-    return f"{', '.join(parts)}; {weights:,} parameters. The data: {what}."
+    size = f"{data.shape[0]:,} columns" if len(data.shape) == 1 else f"shape {' × '.join(map(str, data.shape))}"
+    return f"{', '.join(parts)}; {weights:,} parameters. The data: {count:,} examples of {size}, {data.kind.name}."
 
 
 def _words(name: str) -> str:
@@ -141,6 +141,8 @@ def measures(result: Evaluation) -> list[Row]:
     """The table of measures: every field that has a value, known here or not."""
     rows = []
     for field, value in result._asdict().items():
+        if field == "samples" and result.log_likelihood is None:
+            continue  # nothing was drawn
         name, unit, about = _ABOUT.get(field, (field.replace("_", " "), "", ""))
         if isinstance(value, Measure):
             rows.append(Row(name, _number(*value), _number(value.stderr, value.stderr), unit, about))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
@@ -11,15 +11,15 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from xhat.evaluation.diagnostics import COLLAPSED
-from xhat.report.style import AMBER, BLUE, GREY, INK, Figured, Key, Panel, drawing, svg
+from xhat.report.style import AMBER, BLUE, GREY, INK, Figured, Key, Panel, drawing, panel_size, svg
 from xhat.report.subject import Subject
 
 _MEASURES = {
-    "elbo": ("evidence lower bound", "nats per example"),
+    "elbo": ("Evidence lower bound", "nats per example"),
     "log_px_given_z": ("log p(x|z)", "nats per example"),
     "kl": ("KL(q(z|x) ‖ p(z))", "nats per example"),
-    "loss": ("loss", "per example"),
-    "squared_error": ("squared error of x̂", "per example"),
+    "loss": ("Loss", "per example"),
+    "squared_error": ("Squared error of x̂", "per example"),
 }
 _MANY = 32  # latent dimensions, above which bars are not numbered
 
@@ -29,31 +29,32 @@ Rows = list[dict[str, Any]]
 def training_curves(rows: Rows) -> Figured | None:
     """Train and validation measures per epoch, a panel for each measure of one stage or for each stage of several."""
     stages = list(dict.fromkeys(row["stage"] for row in rows))
-    if not stages:
-        return None
-    panels = []
     several = len(stages) > 1
-    marked = validated = False
+    plots = []
     for stage in stages:
         own = [row for row in rows if row["stage"] == stage]
         best = next((row["epoch"] for row in reversed(own) if row.get("improved")), None)
-        marked = marked or best is not None
-        validated = validated or any(key.startswith("valid_") for row in own for key in row)
-        for measure in _worth_showing(own)[: 1 if several else None]:
-            name, unit = _MEASURES.get(measure, (measure.replace("_", " "), "per example"))
-            title = f"{stage[:1].upper()}{stage[1:]}" if several else f"{name[:1].upper()}{name[1:]}"
-            note = f"{name}, {unit}" if several else unit
-            if best is not None:
-                note += f"; best epoch {best}"
-            about = f"{name} of {stage} by epoch"
-            panels.append(Panel(_curve(own, measure, best, about, f"curve-{len(panels)}"), title, note))
-    if not panels:
+        plots += [_Plot(stage, own, measure, best) for measure in _worth_showing(own)[: 1 if several else None]]
+    if not plots:
         return None
+    panels = []
+    for place, plot in enumerate(plots):
+        name, unit = _MEASURES.get(plot.measure, (plot.measure.replace("_", " ").capitalize(), "per example"))
+        title, note = name, unit
+        if several:
+            title, note = plot.stage.capitalize(), f"{name[0].lower()}{name[1:]}, {unit}"
+            note += f"; best epoch {plot.best}" if plot.best is not None else ""
+        size = panel_size(len(plots), 0.7) if len(plots) > 1 else (460.0, 250.0)
+        panels.append(Panel(_curve(plot, size, f"{name} of {plot.stage} by epoch", f"curve-{place}"), title, note))
     keys = [Key(GREY, "training", "line")]
-    if validated:
+    if any(key.startswith("valid_") for key in rows[-1]):
         keys.append(Key(BLUE, "validation", "line"))
-    if marked:
-        keys.append(Key(AMBER, "best epoch", "dot"))
+    caption = "Means over examples, an epoch at a time. Training values are averaged while the weights still move."
+    if any(plot.best is not None for plot in plots):
+        keys.append(Key(AMBER, "best epoch" if several else f"best epoch, {plots[0].best}", "dot"))
+        caption += " The dot marks the epoch that was best on validation examples."
+    if any(plot.cut_off for plot in plots):
+        caption += " The steep first epochs lie outside the picture where they would flatten the rest."
     how = (
         "Each stage trains one layer on the codes of the one below; the last trains them all. Errors of different stages are "
         "not comparable: the layers see different things."
@@ -61,10 +62,39 @@ def training_curves(rows: Rows) -> Figured | None:
         else "Curves that level out have converged; a validation curve that turns back while training goes on improving shows "
         "overfitting."
     )
-    caption = "Means over examples, an epoch at a time. Training values are averaged while the weights still move."
-    if marked:
-        caption += " The dot marks the epoch that was best on validation examples."
-    return Figured("training", "Training", how, panels, caption, "grid" if len(panels) > 1 else "single", tuple(keys))
+    return Figured("training", "Training", "Training", how, panels, caption, "grid" if len(panels) > 1 else "single", tuple(keys))
+
+
+class _Plot(NamedTuple):
+    """One measure of one stage."""
+
+    stage: str
+    rows: Rows
+    measure: str
+    best: int | None
+
+    def line(self, part: str) -> tuple[list[int], list[float]]:
+        """Epochs and finite values of ``train`` or ``valid``."""
+        name = f"{part}_{self.measure}"
+        points = [(row["epoch"], row[name]) for row in self.rows if name in row and math.isfinite(row[name])]
+        return [epoch for epoch, _ in points], [value for _, value in points]
+
+    @property
+    def limits(self) -> tuple[float, float] | None:
+        """From the lowest to the highest value after the first tenth of the epochs, with a margin."""
+        later: list[float] = []
+        for part in ("train", "valid"):
+            values = self.line(part)[1]
+            later += values[len(values) // 10 :]
+        if len(self.rows) < 10 or not later or min(later) == max(later):
+            return None
+        margin = 0.08 * (max(later) - min(later))
+        return min(later) - margin, max(later) + margin
+
+    @property
+    def cut_off(self) -> bool:
+        values = [*self.line("train")[1], *self.line("valid")[1]]
+        return self.limits is not None and (min(values) < self.limits[0] or max(values) > self.limits[1])
 
 
 def _worth_showing(rows: Rows) -> list[str]:
@@ -79,28 +109,22 @@ def _worth_showing(rows: Rows) -> list[str]:
     return ["loss", *others]
 
 
-def _curve(rows: Rows, measure: str, best: int | None, about: str, name: str) -> Markup:
-    with drawing(360, 230) as (figure, axes):
-        drawn: list[float] = []
+def _curve(plot: _Plot, size: tuple[float, float], about: str, name: str) -> Markup:
+    with drawing(*size) as (figure, axes):
         for part, colour in (("train", GREY), ("valid", BLUE)):
-            points = [(row["epoch"], row[f"{part}_{measure}"]) for row in rows if f"{part}_{measure}" in row]
-            points = [(epoch, value) for epoch, value in points if math.isfinite(value)]
-            if not points:
+            epochs, values = plot.line(part)
+            if not epochs:
                 continue
-            epochs, values = zip(*points, strict=True)
-            axes.plot(epochs, values, color=colour, marker="o" if len(points) == 1 else None, markersize=4)
-            drawn += values
-            if part == "valid" and best in epochs:
-                axes.plot(best, values[epochs.index(best)], "o", color=AMBER, markersize=7, markeredgecolor="white", zorder=5)
-        if drawn and _starts_far_out(drawn):
-            axes.set_yscale("log")
+            axes.plot(epochs, values, color=colour, marker="o" if len(epochs) == 1 else None, markersize=4)
+            if part == "valid" and plot.best in epochs:
+                value = values[epochs.index(plot.best)]
+                axes.plot(plot.best, value, "o", color=AMBER, markersize=7.5, markeredgecolor="white", zorder=5)
+        if plot.limits is not None:
+            axes.set_ylim(*plot.limits)
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
         axes.set_xlabel("epoch")
-        _whole_epochs(axes, [row["epoch"] for row in rows])
+        _whole_epochs(axes, [row["epoch"] for row in plot.rows])
         return svg(figure, name, about)
-
-
-def _starts_far_out(values: list[float]) -> bool:
-    return min(values) > 0 and max(values) > 30 * min(values)
 
 
 def _whole_epochs(axes: Axes, epochs: list[int]) -> None:
@@ -118,8 +142,8 @@ def kl_bars(subject: Subject) -> Figured | None:
     kl = np.array(values)
     order = np.argsort(-kl, kind="stable")
     dead = kl[order] < COLLAPSED
-    place = np.arange(len(kl))
-    with drawing(560, 270) as (figure, axes):
+    place = np.arange(1, len(kl) + 1)
+    with drawing(460, 230) as (figure, axes):
         axes.bar(place[~dead], kl[order][~dead], color=BLUE, width=0.72)
         axes.bar(place[dead], kl[order][dead], color=AMBER, width=0.72)
         top = max(float(kl.max()), 2 * COLLAPSED)
@@ -127,7 +151,8 @@ def kl_bars(subject: Subject) -> Figured | None:
             axes.plot(place[dead], np.full(int(dead.sum()), 0.025 * top), "x", color=AMBER, markersize=5, markeredgewidth=1.4)
         axes.axhline(COLLAPSED, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=4)
         axes.set_ylim(0, 1.06 * top)
-        axes.set_xlim(-0.7, max(len(kl), 4) - 0.3)
+        middle, half = (len(kl) + 1) / 2, max(len(kl), 6) / 2 + 0.2
+        axes.set_xlim(middle - half, middle + half)
         axes.set_ylabel("nats")
         axes.grid(axis="x", visible=False)
         axes.tick_params(axis="x", length=0)
@@ -136,20 +161,20 @@ def kl_bars(subject: Subject) -> Figured | None:
             axes.set_xlabel("latent dimension")
         else:
             axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-            axes.set_xlabel("latent dimensions, by rank (from 0)")
+            axes.set_xlabel("latent dimensions, by rank")
         picture = svg(figure, "kl", "KL divergence of each latent dimension")
     alive = int((~dead).sum())
     total = float(kl.sum())
     caption = (
-        f"Mean over test examples. {alive} of {len(kl)} dimensions lie above {COLLAPSED:g} nats; all together carry {total:.2f} nats "
-        f"({total / math.log(2):.2f} bits)."
+        f"Mean over test examples. {alive} of {len(kl)} dimensions lie above {COLLAPSED:g} nats; the sum over all is "
+        f"{total:.2f} nats ({total / math.log(2):.2f} bits)."
     )
     keys = [Key(BLUE, "in use", "square")]
     if dead.any():
         keys.append(Key(AMBER, "collapsed", "cross"))
     keys.append(Key(INK, f"threshold, {COLLAPSED:g} nats", "dashed"))
     how = (
-        "How much each latent dimension tells about x: the higher the bar, the more; a dimension below the dashed line is the prior "
-        "and nothing else."
+        "How much each latent dimension tells about x: the higher the bar, the more; a dimension below the dashed line is "
+        "the prior and nothing else."
     )
-    return Figured("kl", "KL per latent dimension", how, [Panel(picture)], caption, "single", tuple(keys))
+    return Figured("kl", "KL", "KL per latent dimension", how, [Panel(picture)], caption, "single", tuple(keys))

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from xhat.models.base import quiet
-from xhat.report.style import ERROR_MAP, FAINT, LABELS, OTHER, RULE, Figured, Key, Panel, drawing, image, svg, tiled
+from xhat.report.style import ERROR_MAP, FAINT, LABELS, OTHER, RULE, Figured, Key, Panel, drawing, image, panel_size, svg, tiled
 from xhat.report.subject import Subject
 
 _STEPS = 11  # pictures in a row of the traversals
@@ -38,24 +38,25 @@ def latent_map(subject: Subject) -> Figured | None:
     else:
         error = subject.error.sqrt().numpy()
         plane, names = np.stack([codes[:, 0].numpy(), error], axis=1), ["z₁", "distance of x̂ from x"]
-    with drawing(560, 440) as (figure, axes):
+    with drawing(460, 350) as (figure, axes):
         axes.set_xlabel(names[0])
         axes.set_ylabel(names[1])
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=7))
-        axes.yaxis.set_major_locator(MaxNLocator(nbins=7))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
         if latent > 1:
             axes.set_aspect("equal", adjustable="datalim")
         keys = _by_label(axes, plane, subject) if subject.labels is not None else _by_error(figure, axes, plane, subject)
         picture = svg(figure, "map", "map of the latent space")
     colour = "coloured by label" if subject.labels is not None else "coloured by the squared error of x̂"
-    caption = f"Codes of {len(codes):,} test examples (the mean of q(z|x)), {colour}."
+    mean = " (the mean of q(z|x))" if subject.has_prior else ""
+    caption = f"Codes of {len(codes):,} test examples{mean}, {colour}."
     if shares is not None:
         caption += (
-            f" Two principal components of {latent} dimensions, which hold {sum(shares):.0%} of the codes' variance; what lies apart in "
-            "the others may meet here."
+            f" Two principal components of {latent} dimensions, which hold {sum(shares):.0%} of the codes' variance; what lies "
+            "apart in the others may meet here."
         )
     how = "Each dot is the code of one test example: neighbours are alike to the model, and a gap parts what it tells apart."
-    return Figured("map", "Map of the latent space", how, [Panel(picture)], caption, "single", keys)
+    return Figured("map", "Latent map", "Map of the latent space", how, [Panel(picture)], caption, "single", keys)
 
 
 def _principal(codes: Tensor) -> tuple[np.ndarray, list[float]]:
@@ -75,22 +76,23 @@ def _by_label(axes: Axes, plane: np.ndarray, subject: Subject) -> tuple[Key, ...
     own = kinds if len(kinds) <= len(LABELS) + 1 else np.sort(kinds[np.argsort(-counts, kind="stable")[: len(LABELS)]])
     colours = dict(zip(own.tolist(), [*LABELS, OTHER], strict=False))
     shades = np.array([colours.get(int(label), OTHER) for label in labels])
-    axes.scatter(*plane.T, s=_dot(len(plane)), c=shades, alpha=0.75, linewidths=0, rasterized=True, zorder=3)
+    axes.scatter(plane[:, 0], plane[:, 1], s=_dot(len(plane)), c=shades, alpha=0.75, linewidths=0, rasterized=True, zorder=3)
     keys = []
     for kind in own.tolist():
         name = subject.label_name(kind)
         keys.append(Key(colours[kind], name))
-        if name.isascii() and name.isprintable() and len(name) <= 10:
+        if len(name) <= 10 and all(c.isprintable() and c < "ɐ" for c in name):  # what the font has
             middle = np.median(plane[labels == kind], axis=0)
             axes.text(
-                *middle,
+                middle[0],
+                middle[1],
                 name,
                 ha="center",
                 va="center",
                 weight="bold",
-                size=12,
+                size=11,
                 zorder=5,
-                path_effects=[withStroke(linewidth=3.5, foreground="white")],
+                path_effects=[withStroke(linewidth=3, foreground="white")],
             )
     if len(own) < len(kinds):
         keys.append(Key(OTHER, f"{len(kinds) - len(own)} others"))
@@ -102,7 +104,16 @@ def _by_error(figure: Figure, axes: Axes, plane: np.ndarray, subject: Subject) -
     order = np.argsort(error, kind="stable")  # the worst on top
     low, high = np.quantile(error, [0.01, 0.99])
     dots = axes.scatter(
-        *plane[order].T, s=_dot(len(plane)), c=error[order], cmap=ERROR_MAP, vmin=low, vmax=high, linewidths=0, rasterized=True, zorder=3
+        plane[order, 0],
+        plane[order, 1],
+        s=_dot(len(plane)),
+        c=error[order],
+        cmap=ERROR_MAP,
+        vmin=low,
+        vmax=high,
+        linewidths=0,
+        rasterized=True,
+        zorder=3,
     )
     bar = figure.colorbar(dots, ax=axes, label="squared error", shrink=0.7, aspect=30)
     bar.outline.set_visible(False)
@@ -111,7 +122,7 @@ def _by_error(figure: Figure, axes: Axes, plane: np.ndarray, subject: Subject) -
 
 
 def _dot(count: int) -> float:
-    return 26.0 if count < 400 else 15.0 if count < 1500 else 9.0
+    return 22.0 if count < 400 else 12.0 if count < 1500 else 6.0
 
 
 class _Range(NamedTuple):
@@ -148,11 +159,12 @@ def _plane(subject: Subject) -> Figured:
     second = (where.low[1] + (where.high[1] - where.low[1]) * across).flip(0)
     codes = torch.cartesian_prod(second, first).flip(1)  # rows go down in z₂, along a row z₁ grows
     sheet = tiled(subject.rgb(subject.decode(codes)), _GRID, side=64, gap=2)
-    ends = f"z₁ from {float(first[0]):.3g} to {float(first[-1]):.3g}, z₂ from {float(second[-1]):.3g} to {float(second[0]):.3g}"
+    pairs = zip(("z₁", "z₂"), where.low.tolist(), where.high.tolist(), strict=True)
+    ends = ", ".join(f"{name} from {low:.3g} to {high:.3g}".replace("-", "−") for name, low, high in pairs)
     how = "The plane of codes, decoded: read it beside the map above, whose axes it shares."
-    caption = f"What the codes of a grid decode to: {ends}; z₁ grows to the right, z₂ upwards ({where.words})."
+    caption = f"What the codes of a grid decode to: {ends}; z₁ grows to the right, z₂ upwards: {where.words}."
     panel = Panel(image(sheet, "decoded codes on a grid of the latent plane"))
-    return Figured("traversals", "The latent plane, decoded", how, [panel], caption, "small")
+    return Figured("traversals", "Traversals", "The latent plane, decoded", how, [panel], caption, "small")
 
 
 def _informative(subject: Subject) -> list[tuple[int, str]]:
@@ -177,7 +189,9 @@ def _walk(subject: Subject, where: _Range, index: int, steps: int) -> tuple[Tens
 def _how_chosen(subject: Subject, chosen: list[tuple[int, str]]) -> str:
     latent = subject.codes.shape[1]
     by = "KL" if subject.evaluation.kl_per_dimension else "variance of the codes"
-    return f"the {len(chosen)} dimensions of {latent} with the largest {by}" if len(chosen) < latent else "all dimensions, by " + by
+    return (
+        f"all dimensions, by {by}" if len(chosen) == latent else f"the {len(chosen)} of {latent} dimensions with the largest {by}"
+    )
 
 
 def _strips(subject: Subject) -> Figured:
@@ -186,13 +200,14 @@ def _strips(subject: Subject) -> Figured:
     for index, worth in chosen:
         _, codes = _walk(subject, where, index, _STEPS)
         sheet = tiled(subject.rgb(subject.decode(codes)), _STEPS, side=96, gap=6)
-        panels.append(Panel(image(sheet, f"decoded codes along latent dimension {index + 1}"), f"z{_subscript(index + 1)}", worth))
+        about = f"decoded codes along latent dimension {index + 1}"
+        panels.append(Panel(image(sheet, about), _coordinate(index), worth))
     how = "Along a row one coordinate of the code moves and the others stay: what changes is what that coordinate stands for."
     caption = (
-        f"One row for each latent dimension ({_how_chosen(subject, chosen)}), moved {where.words}, starting from the test example whose "
-        "code is nearest to the mean code."
+        f"One row for each latent dimension ({_how_chosen(subject, chosen)}), moved {where.words}, starting from the test "
+        "example whose code is nearest to the mean code."
     )
-    return Figured("traversals", "Traversals of the latent space", how, panels, caption, "strips")
+    return Figured("traversals", "Traversals", "Traversals of the latent space", how, panels, caption, "strips")
 
 
 def _lines(subject: Subject) -> Figured | None:
@@ -211,7 +226,7 @@ def _lines(subject: Subject) -> Figured | None:
     margin = 0.05 * (high - low) or 0.5
     panels = []
     for index, worth, positions, decoded in walks:
-        with drawing(250, 190) as (figure, axes):
+        with drawing(*panel_size(len(walks), 0.75)) as (figure, axes):
             axes.axhline(0, color=RULE, linewidth=1)
             for column in columns:
                 axes.plot(positions.numpy(), decoded[:, column].numpy(), color=colours[column], linewidth=1.7)
@@ -221,16 +236,16 @@ def _lines(subject: Subject) -> Figured | None:
             axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
             axes.set_ylabel("standard deviations")
             about = f"decoded columns along latent dimension {index + 1}"
-            panels.append(Panel(svg(figure, f"traversal-{index}", about), f"z{_subscript(index + 1)}", worth))
-    how = "In each panel one coordinate of the code moves and the others stay: a steep line is a column that this coordinate drives."
+            panels.append(Panel(svg(figure, f"traversal-{index}", about), _coordinate(index), worth))
+    how = "In each panel one coordinate of the code moves and the others stay: a steep line is a column that it drives."
     which = f"the {len(columns)} columns that move most" if len(columns) < flat.shape[1] else "all columns"
     caption = (
         f"Decoded x̂, {which}, in standard deviations from the mean of the test examples; {_how_chosen(subject, chosen)}, moved "
         f"{where.words}. The dotted line marks the start, the test example whose code is nearest to the mean code."
     )
     keys = tuple(Key(colours[column], subject.column_name(column), "line") for column in columns)
-    return Figured("traversals", "Traversals of the latent space", how, panels, caption, "grid", keys)
+    return Figured("traversals", "Traversals", "Traversals of the latent space", how, panels, caption, "grid", keys)
 
 
-def _subscript(number: int) -> str:
-    return str(number).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
+def _coordinate(index: int) -> str:
+    return "z" + str(index + 1).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))

@@ -21,11 +21,11 @@ INK, FAINT, RULE = "#1d2733", "#5b6876", "#d9dee3"
 BLUE, AMBER, GREY = "#1b6ca8", "#d1731a", "#8a96a3"  # blue and amber keep apart under every colour blindness
 
 # Paul Tol's "muted" scheme: safe for colour-blind readers, dark enough on white; what is beyond nine kinds is grey.
-LABELS = ("#332288", "#44aa99", "#cc6677", "#999933", "#88ccee", "#882255", "#117733", "#c9a83a", "#aa4499")
-OTHER = "#b5bcc4"
+LABELS = ("#332288", "#44aa99", "#cc6677", "#999933", "#4fb0e0", "#882255", "#117733", "#c9a83a", "#aa4499")
+OTHER = "#8a949e"
 ERROR_MAP = "cividis"  # made for readers with and without colour blindness alike
 
-_RC: dict[str, Any] = {
+_RC: Any = {
     "font.family": ["DejaVu Sans"],  # the page puts its own font in place of it
     "font.size": 10.5,
     "mathtext.default": "regular",
@@ -83,16 +83,24 @@ class Key(NamedTuple):
 class Figured(NamedTuple):
     """A section of the page: a heading, how to read it, panels in a layout, and a caption.
 
-    ``layout`` is one of single, small (a narrow single picture), grid (small multiples) and strips (labelled rows).
+    ``name`` is its anchor, ``short`` its name in the list of sections; ``layout`` is one of single, small (a narrow
+    single picture), grid (small multiples) and strips (labelled rows).
     """
 
     name: str
+    short: str
     heading: str
     how: str
     panels: list[Panel]
     caption: str
     layout: str = "single"
     keys: tuple[Key, ...] = ()
+
+
+def panel_size(count: int, ratio: float) -> tuple[float, float]:
+    """Width and height of one of ``count`` small multiples: wider where the page sets two in a row and not three."""
+    width = 330.0 if count in (2, 4) else 240.0
+    return width, width * ratio
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,13 +33,13 @@ class Subject:
     @cached_property
     def codes(self) -> Tensor:
         """Codes of x, flat: ``(N, latent)``."""
-        blocks = [self.model.encode(block.to(self.device)).cpu() for block in self.x.split(_CHUNK)]
-        return torch.cat(blocks).flatten(1)
+        starts = range(0, len(self.x), _CHUNK)
+        return torch.cat([self.model.encode(self.x[i : i + _CHUNK].to(self.device)).cpu() for i in starts]).flatten(1)
 
     @cached_property
     def reconstructed(self) -> Tensor:
         """x̂ of x, ``(N, *event)``."""
-        return torch.cat([self.decode(block) for block in self.codes.split(_CHUNK)])
+        return torch.cat([self.decode(self.codes[i : i + _CHUNK]) for i in range(0, len(self.x), _CHUNK)])
 
     @cached_property
     def error(self) -> Tensor:
@@ -53,7 +54,8 @@ class Subject:
         """One draw of the corrupted x."""
         assert self.model.corruption is not None
         with quiet(self.model):
-            return self.model.corruption(x.to(self.device)).cpu()
+            seen: Tensor = self.model.corruption(x.to(self.device))
+        return seen.cpu()
 
     @cached_property
     def typical(self) -> Tensor:
@@ -90,11 +92,11 @@ class Subject:
         """Positions of ten examples, of as many labels as there are."""
         if self.labels is None:
             return torch.arange(min(10, len(self.x)))
-        kinds, which = self.labels.unique(return_inverse=True)
-        turn = torch.zeros_like(which)
+        kinds, which = np.unique(self.labels.numpy(), return_inverse=True)
+        turn = np.zeros_like(which)
         for kind in range(len(kinds)):
-            turn[which == kind] = torch.arange(int((which == kind).sum()))
-        return (turn * len(kinds) + which).argsort()[:10]
+            turn[which == kind] = np.arange((which == kind).sum())
+        return torch.from_numpy(np.lexsort((which, turn))[:10])
 
     @cached_property
     def columns(self) -> list[int]:
@@ -114,7 +116,10 @@ class Subject:
     def chosen_columns(self) -> str:
         """A sentence on which columns are shown, where some are not."""
         count = self.x.flatten(1).shape[1]
-        return f" Of {count} columns, the {len(self.columns)} that vary most are shown." if count > len(self.columns) else ""
+        if count <= len(self.columns):
+            return ""
+        which = "the first" if self.data.scaling is not None else "those that vary most:"
+        return f" Shown are {which} {len(self.columns)} of {count} columns."
 
     def label_name(self, label: int) -> str:
         names = self.data.label_names

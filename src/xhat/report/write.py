@@ -23,9 +23,7 @@ REPORT_FILE = "report.html"
 SEED = 0  # of what the report draws: the same run gives the same page
 
 
-def write_report(
-    folder: str | Path, model: Model, data: Data, evaluation: Evaluation, out: str | Path | None = None
-) -> Path:
+def write_report(folder: str | Path, model: Model, data: Data, evaluation: Evaluation, out: str | Path | None = None) -> Path:
     """Write one HTML file that says what a run has learnt: it needs no network, no script and no other file.
 
     What does not apply is left out: a model without a prior has no samples from it.

@@ -1,0 +1,319 @@
+"""The tests' catalogue: one row enters a part into every generic test.
+
+A conditional's row says how to make one from a network and an event shape; an estimator's how to make one with its options;
+a law's what it is made of, what an expectation is taken of, and the exact expectation. Models are the product of the rows.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch import distributions as td
+from torch.distributions import constraints
+
+from xhat import VAE, Autoencoder, build, conditionals, distributions, gradients, objectives, priors
+from xhat.conditionals import Conditional
+from xhat.data import Corruption, Masking, NormalNoise, SaltAndPepper
+from xhat.distributions import Delta, is_discrete
+from xhat.gradients import Gradient, Pathwise, Score
+from xhat.models.base import Model
+from xhat.networks import MLP
+
+F64 = torch.float64
+
+# Conditionals: how to make one, on any small event with one axis.
+
+CONDITIONALS: dict[str, Callable[[nn.Module, Sequence[int]], Conditional]] = {
+    "normal": lambda network, event: conditionals.Normal(network, event),
+    "normal-exp": lambda network, event: conditionals.Normal(network, event, scale="exp"),
+    "normal-fixed": lambda network, event: conditionals.Normal(network, event, scale=0.7),
+    "normal-shared": lambda network, event: conditionals.Normal(network, event, per="shared"),
+    "normal-dimension": lambda network, event: conditionals.Normal(network, event, per="dimension", link="sigmoid"),
+    "multivariate-normal": lambda network, event: conditionals.MultivariateNormal(network, event),
+    "multivariate-normal-exp": lambda network, event: conditionals.MultivariateNormal(network, event, scale="exp"),
+    "bernoulli": lambda network, event: conditionals.Bernoulli(network, event),
+    "continuous-bernoulli": lambda network, event: conditionals.ContinuousBernoulli(network, event),
+    "categorical": lambda network, event: conditionals.Categorical(network, event, levels=5),
+    "poisson": lambda network, event: conditionals.Poisson(network, event),
+    "poisson-exp": lambda network, event: conditionals.Poisson(network, event, scale="exp", minimum=0.5),
+    "delta": lambda network, event: conditionals.Delta(network, event),
+    "delta-sigmoid": lambda network, event: conditionals.Delta(network, event, link="sigmoid"),
+}
+
+
+def law_of(make: Callable[[nn.Module, Sequence[int]], Conditional]) -> td.Distribution:
+    """A law that a row draws, to see of which kind it is."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        return make(MLP(2, []), (2,))(torch.zeros(1, 2))
+
+
+def single(law: td.Distribution) -> td.Distribution:
+    """The law of one element, without the wrapper that makes events of many."""
+    while isinstance(law, td.Independent):
+        law = law.base_dist
+    return law
+
+
+# A point mass has no density, so these are the rows with a likelihood that can be measured.
+RANDOM = {name: make for name, make in CONDITIONALS.items() if not isinstance(law_of(make), Delta)}
+
+# Corruptions.
+
+CORRUPTIONS: dict[str, Callable[[], Corruption]] = {
+    "masking": lambda: Masking(0.5),
+    "normal-noise": lambda: NormalNoise(0.3),
+    "salt-and-pepper": lambda: SaltAndPepper(0.25),
+}
+
+# Gradients: every estimator with each of its options, and the fewest draws that it is used with here.
+
+GRADIENTS: dict[str, Callable[[], Gradient]] = {
+    "pathwise": Pathwise,
+    "score": Score,
+    "score, lagged": lambda: Score("lagged"),
+    "score, leave-one-out": lambda: Score("leave-one-out"),
+}
+
+
+class Expectation(NamedTuple):
+    """A law, a function of a draw and of the law's parameters, and its exact expectation, differentiable in them."""
+
+    parameters: tuple[Tensor, ...]
+    law: Callable[..., td.Distribution]
+    f: Callable[..., Tensor]
+    exact: Callable[..., Tensor]
+
+
+def enumerated(points: Callable[[], Tensor], law: Callable[..., td.Distribution], f: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The expectation as a sum over all points, ``(n, *event)``."""
+
+    def exact(*parameters: Tensor) -> Tensor:
+        q = law(*parameters)
+        z = points()
+        z = z.reshape(len(z), *(1,) * len(q.batch_shape), *z.shape[1:]).expand(len(z), *q.batch_shape, *z.shape[1:])
+        return (q.log_prob(z).exp() * f(z, *parameters)).sum(0)
+
+    return exact
+
+
+def quadrature(low: float, high: float, law: Callable[..., td.Distribution], f: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The expectation of a law of one number as an integral: tanh-sinh, which forgives singular ends."""
+
+    def exact(*parameters: Tensor) -> Tensor:
+        t = torch.linspace(-3.0, 3.0, 2001, dtype=F64)
+        inner = torch.pi / 2 * t.sinh()
+        share = torch.sigmoid(2 * inner)
+        weight = (t[1] - t[0]) * torch.pi / 2 * t.cosh() / inner.cosh().square() / 2 * (high - low)
+        q = law(*parameters)
+        z = (low + (high - low) * share).reshape(-1, *(1,) * len(q.batch_shape)).expand(-1, *q.batch_shape)
+        return (weight.reshape(-1, *(1,) * len(q.batch_shape)) * q.log_prob(z).exp() * f(z, *parameters)).sum(0)
+
+    return exact
+
+
+def bits(n: int, values: Sequence[float] = (0.0, 1.0)) -> Tensor:
+    """All strings of n values, ``(len(values)^n, n)``."""
+    return torch.tensor(list(itertools.product(values, repeat=n)), dtype=F64)
+
+
+def numbers(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=F64)
+
+
+def _bernoulli(logits: Tensor) -> td.Distribution:
+    return td.Independent(td.Bernoulli(logits=logits), 1)
+
+
+def _parity(z: Tensor, logits: Tensor) -> Tensor:
+    return (z[..., 0] - 0.3) * (z[..., 1] + 2 * z[..., 2]) + 3 * z[..., 0] * z[..., 1] * z[..., 2] + (logits * z).sum(-1)
+
+
+def _levels(logits: Tensor) -> td.Distribution:
+    return td.Independent(distributions.Levels(logits), 1)
+
+
+def _product(z: Tensor, logits: Tensor) -> Tensor:
+    return (z[..., 0] - 0.2).square() * (1 + z[..., 1]) + logits.square().sum((-1, -2))
+
+
+def _full(loc: Tensor, factor: Tensor) -> td.Distribution:
+    return td.MultivariateNormal(loc, scale_tril=factor.tril())
+
+
+def _full_exact(loc: Tensor, factor: Tensor) -> Tensor:
+    covariance = factor.tril() @ factor.tril().mT
+    return loc[..., 0] ** 2 * loc[..., 1] + 2 * loc[..., 0] * covariance[..., 0, 1] + loc[..., 1] * covariance[..., 0, 0]
+
+
+def _sine(z: Tensor, *parameters: Tensor) -> Tensor:
+    return torch.sin(2 * z) + z * parameters[0]
+
+
+def _dirichlet_exact(alpha: Tensor) -> Tensor:
+    total = alpha.sum(-1)
+    first = alpha[..., 0] * (alpha[..., 0] + 1) / (total * (total + 1))
+    return first + 3 * alpha[..., 1] * alpha[..., 2] / (total * (total + 1))
+
+
+EXPECTATIONS: dict[str, Expectation] = {
+    "Normal": Expectation(
+        (numbers(0.5, -1.0, 0.0), numbers(0.8, 0.3, 1.5)),
+        td.Normal,
+        lambda z, loc, scale: z**3 - 2 * z**2 + loc * z,
+        lambda loc, scale: loc**3 + 3 * loc * scale**2 - 2 * (loc**2 + scale**2) + loc**2,
+    ),
+    "full Normal": Expectation(
+        (numbers(0.4, -0.7), torch.tensor([[0.9, 0.0], [0.5, 0.6]], dtype=F64)),
+        _full,
+        lambda z, loc, factor: z[..., 0] ** 2 * z[..., 1],
+        _full_exact,
+    ),
+    "Laplace": Expectation(
+        (numbers(0.3, -0.2), numbers(0.5, 1.0)), td.Laplace, lambda z, loc, scale: z**2, lambda loc, scale: loc**2 + 2 * scale**2
+    ),
+    "Gamma": Expectation(
+        (numbers(2.5, 0.7), numbers(1.0, 2.0)), td.Gamma, _sine, quadrature(0.0, 60.0, td.Gamma, _sine)
+    ),
+    "Beta": Expectation((numbers(2.0, 0.8), numbers(1.5, 3.0)), td.Beta, _sine, quadrature(0.0, 1.0, td.Beta, _sine)),
+    "Dirichlet": Expectation(
+        (numbers(1.5, 0.9, 2.0),), td.Dirichlet, lambda z, alpha: z[..., 0] ** 2 + 3 * z[..., 1] * z[..., 2], _dirichlet_exact
+    ),
+    "Student's t": Expectation(
+        (numbers(4.0), numbers(0.5), numbers(1.2)),
+        td.StudentT,
+        lambda z, df, loc, scale: torch.exp(-((z - 1) ** 2)),
+        quadrature(-30.0, 30.0, td.StudentT, lambda z, df, loc, scale: torch.exp(-((z - 1) ** 2))),
+    ),
+    "continuous Bernoulli": Expectation(
+        (numbers(0.0, -2.0, 5.0),),
+        distributions.ContinuousBernoulli,
+        _sine,
+        quadrature(0.0, 1.0, distributions.ContinuousBernoulli, _sine),
+    ),
+    "Uniform": Expectation(
+        (numbers(-1.0, 0.0), numbers(0.5, 2.0)),
+        td.Uniform,
+        lambda z, low, high: z**2,
+        lambda low, high: (low**2 + low * high + high**2) / 3,
+    ),
+    "Pareto": Expectation(
+        (numbers(1.0), numbers(6.0)),
+        td.Pareto,
+        lambda z, scale, alpha: z**2,
+        lambda scale, alpha: alpha * scale**2 / (alpha - 2),
+    ),
+    "Delta": Expectation((numbers(0.3, -2.0),), Delta, lambda z, value: z**3, lambda value: value**3),
+    "Bernoulli": Expectation(
+        (torch.tensor([[0.3, -0.5, 1.0], [0.0, 2.0, -2.0]], dtype=F64),),
+        _bernoulli,
+        _parity,
+        enumerated(lambda: bits(3), _bernoulli, _parity),
+    ),
+    "ten bits": Expectation(
+        (torch.linspace(-1.5, 1.5, 10, dtype=F64),),
+        _bernoulli,
+        lambda z, logits: (z.sum(-1) - 4).square() + z[..., 0] * z[..., 9],
+        enumerated(lambda: bits(10), _bernoulli, lambda z, logits: (z.sum(-1) - 4).square() + z[..., 0] * z[..., 9]),
+    ),
+    "Levels": Expectation(
+        (torch.tensor([[0.0, 0.5, -0.5, 1.0], [1.0, -1.0, 0.3, 0.0]], dtype=F64),),
+        _levels,
+        _product,
+        enumerated(lambda: bits(2, (0.0, 1 / 3, 2 / 3, 1.0)), _levels, _product),
+    ),
+    "Poisson": Expectation(
+        (numbers(0.5, 3.0),),
+        td.Poisson,
+        lambda z, rate: z**2 + rate,
+        lambda rate: rate**2 + 2 * rate,
+    ),
+}
+
+# Models, by parts: each posterior that stands beside some prior, with each likelihood; and by recipe.
+
+EVENT, LATENT = (3,), (2,)
+
+
+def prior_for(law: td.Distribution) -> priors.Prior:
+    """A prior that lives on the same points as a posterior's law."""
+    base = single(law)
+    if isinstance(base, td.Bernoulli):
+        return priors.Bernoulli(LATENT)
+    if isinstance(base, distributions.Levels):
+        return priors.Categorical(LATENT, levels=base.count)
+    if is_discrete(law):
+        return priors.Poisson(LATENT)
+    return priors.Uniform(LATENT) if base.support is constraints.unit_interval else priors.StandardNormal(LATENT)
+
+
+def vae(posterior: str, likelihood: str, kl: str = "auto", samples: int = 2) -> VAE:
+    """A small model of two rows; its gradient is pathwise where the posterior has it."""
+    q = CONDITIONALS[posterior](MLP(EVENT, [6], "tanh"), LATENT)
+    law = q(torch.zeros(1, *EVENT))
+    return VAE(
+        prior_for(law),
+        q,
+        CONDITIONALS[likelihood](MLP(LATENT, [6], "tanh"), EVENT),
+        objectives.ELBO(kl=kl, samples=samples),
+        gradients.Pathwise() if law.has_rsample else gradients.Score("leave-one-out"),
+    )
+
+
+def _by_parts() -> dict[str, Callable[[], Model]]:
+    rows: dict[str, Callable[[], Model]] = {}
+    for posterior, likelihood in itertools.product(RANDOM, RANDOM):
+        rows[f"vae: {posterior} → {likelihood}"] = lambda a=posterior, b=likelihood: vae(a, b)
+    for likelihood in RANDOM:
+        rows[f"autoencoder: {likelihood}"] = lambda b=likelihood: Autoencoder(
+            conditionals.Delta(MLP(EVENT, [6]), LATENT), CONDITIONALS[b](MLP(LATENT, [6]), EVENT)
+        )
+    return rows
+
+
+IMAGE = (1, 8, 8)
+RECIPES: dict[str, tuple[str, dict[str, object]]] = {
+    **{
+        f"{recipe} {likelihood}": (recipe, {"likelihood": likelihood, "levels": 4})
+        for recipe in ("autoencoder", "denoising", "stacked", "vae")
+        for likelihood in ("normal", "bernoulli", "continuous-bernoulli", "categorical", "poisson")
+    },
+    **{f"denoising {name}": ("denoising", {"corruption": name}) for name in CORRUPTIONS},
+    **{f"denoising vae {name}": ("vae", {"corruption": name, "likelihood": "bernoulli"}) for name in CORRUPTIONS},
+    "linear autoencoder": ("autoencoder", {"hidden": []}),
+    "tied autoencoder": ("autoencoder", {"hidden": [7], "tied": True}),
+    "tied linear autoencoder": ("autoencoder", {"hidden": [], "tied": True}),
+    "convolutional autoencoder": ("autoencoder", {"network": "conv", "channels": [2, 3], "hidden": [5]}),
+    "convolutional vae": ("vae", {"network": "conv", "channels": [2], "hidden": [5], "likelihood": "bernoulli"}),
+    "vae, full covariance": ("vae", {"posterior": "multivariate-normal", "posterior_scale": "exp", "free_bits": 0.1}),
+    "vae, σ of the network": ("vae", {"per": "network", "scale": "exp", "link": "sigmoid", "minimum": 0.01}),
+    "vae, fixed σ": ("vae", {"scale": 0.5, "kl": "sampled", "beta": 2.0}),
+    "discrete vae": (
+        "vae",
+        {"posterior": "bernoulli", "gradient": "score", "baseline": "leave-one-out", "samples": 2, "likelihood": "bernoulli"},
+    ),
+    "vae, levels": ("vae", {"posterior": "categorical", "levels": 3, "gradient": "score", "baseline": "lagged"}),
+    "vae, counts": ("vae", {"posterior": "poisson", "gradient": "score"}),
+    "vae, unit interval": ("vae", {"posterior": "continuous-bernoulli"}),
+}
+
+
+def from_recipe(name: str) -> Model:
+    recipe, options = RECIPES[name]
+    return build(recipe, IMAGE, **{"latent": 2, "hidden": [6], "activation": "tanh", **options})
+
+
+MODELS: dict[str, Callable[[], Model]] = {
+    **_by_parts(),
+    **{name: lambda name=name: from_recipe(name) for name in RECIPES},
+}
+
+
+def examples(model: Model, n: int) -> Tensor:
+    """Data that the model's likelihood can have made: drawn from it."""
+    with torch.no_grad():
+        like = next(model.parameters())
+        return model.likelihood(like.new_zeros(n, *model.latent_shape)).sample()

@@ -9,7 +9,7 @@ PYTHON =
 
 # What `make demo` trains, and how.
 DEMO_DATA     = digits
-DEMO_TRAIN    = --recipe vae --latent 16 --epochs 60 --seed 0
+DEMO_TRAIN    = --recipe vae --likelihood normal --latent 8 --hidden 256,128 --epochs 100 --schedule cosine --beta-warmup 10 --seed 0
 DEMO_EVALUATE = --samples 500
 DEMO_REPORT   =
 
@@ -28,6 +28,7 @@ help: ## list the targets
 install: $(VENV)/.installed-dev ## make .venv and install xhat with all that its tests need
 
 demo: $(VENV)/.installed-demo ## train a variational autoencoder on the bundled digits and write a page about it
+	rm -rf $(RUN)
 	$(BIN)/xhat train $(DEMO_DATA) $(DEMO_TRAIN) --out $(RUN)
 	$(BIN)/xhat evaluate $(RUN) $(DEMO_EVALUATE)
 	$(BIN)/xhat report $(RUN) $(DEMO_REPORT)

@@ -69,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = app(_configured(_split_lists(tokens)), exit_on_error=False, print_error=False, result_action="return_value")
-        _flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a full disk, or a reader that went away, is seen now
     except XhatError as error:
         _refuse(str(error))
     except CycloptsError as error:
@@ -77,8 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain of the reader at exit
+        _mute()
         sys.exit(141)
+    except OSError as error:
+        if error.filename is None:
+            _mute()
+        _refuse(f"{error.filename or 'the output'} cannot be read or written: {error.strerror or error}")
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not any(word in str(error) for word in _MEMORY):
             raise
@@ -90,16 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 _MEMORY = ("not enough memory", "out of memory", "allocate memory", "overflow")
 
 
-def _flush() -> None:
-    """Write out what was printed, while a full disk and a reader that went away can still be reported."""
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise ConfigError(f"the output cannot be written ({error.strerror}): send it elsewhere") from error
+def _mute() -> None:
+    """Send what is still to be printed nowhere, or Python would complain of it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _refuse(message: str) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +25,19 @@ def check_ending(path: Path) -> None:
         raise ConfigError(f"--out must end in one of {', '.join(ENDINGS)}, was {path.name!r}")
 
 
-def write(path: Path, arrays: dict[str, Tensor], columns: tuple[str, ...] | None = None) -> None:
+def write(
+    path: Path,
+    arrays: dict[str, Tensor],
+    columns: tuple[str, ...] | None = None,
+    label_names: list[str] | None = None,
+) -> None:
     """Write arrays; the first is the one that formats for one array hold.
+
+    Args:
+        path: where to.
+        arrays: by name; those called ``labels`` are codes.
+        columns: what the first one's columns are called, in a csv file.
+        label_names: what the codes stand for; they are then written as text, an unknown one (-1) as empty text.
 
     Raises:
         ConfigError: the ending does not suit the arrays.
@@ -33,10 +45,12 @@ def write(path: Path, arrays: dict[str, Tensor], columns: tuple[str, ...] | None
     """
     import numpy as np
 
-    from xhat.models.files import unwritable, write_bytes
+    from xhat.models.files import write_bytes
 
     check_ending(path)
     values = {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
+    if label_names is not None and "labels" in values:
+        values["labels"] = np.array([*label_names, ""])[values["labels"]]
     name, first = next(iter(values.items()))
     buffer = io.BytesIO()
     if path.suffix == ".npy":
@@ -47,11 +61,22 @@ def write(path: Path, arrays: dict[str, Tensor], columns: tuple[str, ...] | None
         buffer.write(_csv(name, values, columns).encode())
     else:
         buffer.write(_picture(arrays))
+    make_folder(path)
+    write_bytes(path, buffer.getvalue())
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder that a file is to lie in.
+
+    Raises:
+        CheckpointError: it cannot be made.
+    """
+    from xhat.models.files import unwritable
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritable(path, error) from error
-    write_bytes(path, buffer.getvalue())
 
 
 def _csv(name: str, values: dict[str, Any], columns: tuple[str, ...] | None) -> str:
@@ -59,11 +84,13 @@ def _csv(name: str, values: dict[str, Any], columns: tuple[str, ...] | None) -> 
     header = list(columns) if columns is not None and len(columns) == table.shape[1] else []
     header = header or [f"{name}_{i}" for i in range(table.shape[1])]
     labels = values.get("labels")
-    rows = [",".join(header if labels is None else [*header, "label"])]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header if labels is None else [*header, "label"])
     for index, row in enumerate(table):
         cells = [f"{value:.9g}" for value in row]
-        rows.append(",".join(cells if labels is None else [*cells, str(labels[index])]))
-    return "\n".join(rows) + "\n"
+        writer.writerow(cells if labels is None else [*cells, labels[index]])
+    return text.getvalue()
 
 
 def _picture(arrays: dict[str, Tensor]) -> bytes:

@@ -74,8 +74,8 @@ def train(
     options = given_options(model)
     if "likelihood" not in options and recipe == "vae":
         options["likelihood"] = loaded.kind.likelihood
-        if loaded.kind.likelihood == "categorical" and "levels" not in options and loaded.kind.levels:
-            options["levels"] = loaded.kind.levels
+    if options.get("likelihood") == "categorical" and loaded.kind.levels:
+        options.setdefault("levels", loaded.kind.levels)
     out = Path("runs") / f"{Path(source).stem}-{recipe}" if out is None else out
     torch.manual_seed(settings.seed)
     built = build(recipe, loaded.shape, **options)
@@ -108,7 +108,7 @@ def _resume(path: Path) -> int:
         raise ConfigError(f"{path} holds a model with parts of its own: resume it from Python, xhat.fit(…, resume=True)")
     tensors, state = folder.read_state()
     if state.get("done") is True and folder.model_file.exists():
-        print(f"{path} is finished, nothing is left to do; next: xhat evaluate {path}, xhat report {path}")
+        print(f"{path} is finished, nothing is left to do; {_next(path)}")
         return 0
     weights = {name.removeprefix("model/"): tensor for name, tensor in tensors.items() if name.startswith("model/")}
     model = rebuilt(json.dumps(config["model"]), weights, str(folder.config_file))
@@ -121,5 +121,10 @@ def _told(interrupted: bool, text: str, out: Path) -> int:
     print(text)
     if interrupted:
         return 130
-    print(f"the model is {out / 'model.safetensors'}; next: xhat evaluate {out}, xhat report {out}")
+    print(f"the model is {out / 'model.safetensors'}; {_next(out)}")
     return 0
+
+
+def _next(out: Path) -> str:
+    folder = shlex.quote(str(out))
+    return f"next: xhat evaluate {folder}, xhat report {folder}"

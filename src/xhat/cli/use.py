@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xhat.cli.options import examples_for, run_data, run_folder, told_of
-from xhat.cli.output import check_ending, read_codes, write
+from xhat.cli.output import check_ending, make_folder, read_codes, write
 from xhat.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -153,11 +153,11 @@ def encode(
     folder, model = _open(run)
     place = folder.path / "codes.npy" if out is None else out
     check_ending(place)
-    examples, _ = examples_for(folder, data, split)
+    examples, told = examples_for(folder, data, split)
     torch.manual_seed(seed)
     codes = _mapped(model, examples, lambda x: model.encode(x, sample=draw))
     arrays = {"codes": codes} if examples.labels is None else {"codes": codes, "labels": examples.labels}
-    write(place, arrays)
+    write(place, arrays, label_names=told.get("label_names"))
     print(f"codes of {len(codes)} examples, {tuple(model.event_shape)} to {tuple(codes.shape[1:])}, written to {place}")
 
 
@@ -274,6 +274,8 @@ def report(run: Path, *, out: Path | None = None, samples: int = 100, seed: int 
     from xhat.report.write import write_report
 
     folder, model = _open(run)
+    if out is not None:
+        make_folder(out)
     data = run_data(folder)
     held = _held_evaluation(folder)
     evaluation = _evaluate(model, data.test, samples, data.train, seed) if held is None else held

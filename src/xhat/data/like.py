@@ -80,6 +80,8 @@ def _shaped(source: Any, choices: Choices, told: dict[str, Any]) -> tuple[str, R
     if whole.dim() == 2:
         whole = torch.stack(_picked(whole.unbind(1), raw.columns, told), 1)
     shape = tuple(told.get("shape", whole.shape[1:]))
+    if len(shape) == 3 and tuple(whole.shape[1:]) == (1, *shape[1:]):
+        whole = whole.expand(-1, *shape)  # grey images where the run's are in colour
     if tuple(whole.shape[1:]) != shape:
         raise DataError(
             f"{name} has examples of shape {tuple(whole.shape[1:])}, the model was trained on {shape}: give such data"

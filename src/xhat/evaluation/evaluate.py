@@ -121,7 +121,7 @@ class Evaluation(NamedTuple):
 
 def measure(values: Tensor) -> Measure:
     """Mean and standard error of values ``(N,)``."""
-    values = values.double()
+    values = values.detach().double()
     stderr = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
     return Measure(float(values.mean()), stderr)
 

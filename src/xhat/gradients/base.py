@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.distributions import (
     AffineTransform,
     Distribution,
@@ -74,12 +73,37 @@ class _Honest(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        once = _Once.apply(grad, *ctx.saved_tensors)
+        return once, once
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that cannot be differentiated again.
+
+    It is tied to what it was the gradient of: ``once_differentiable`` raises only where the incoming gradient has a history of
+    its own, so the plain second derivative of a surrogate would slip through it.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(grad: Tensor, value: Tensor, surrogate: Tensor) -> Tensor:
+        return grad.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         pass
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        return grad, grad
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        raise RuntimeError(
+            "a score-function gradient cannot be differentiated a second time, its second derivative would be wrong: "
+            "use gradient='pathwise' where the law has it"
+        )
 
 
 def honest(value: Tensor, surrogate: Tensor) -> Tensor:

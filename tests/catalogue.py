@@ -88,7 +88,9 @@ class Expectation(NamedTuple):
     exact: Callable[..., Tensor]
 
 
-def enumerated(points: Callable[[], Tensor], law: Callable[..., td.Distribution], f: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def enumerated(
+    points: Callable[[], Tensor], law: Callable[..., td.Distribution], f: Callable[..., Tensor]
+) -> Callable[..., Tensor]:
     """The expectation as a sum over all points, ``(n, *event)``."""
 
     def exact(*parameters: Tensor) -> Tensor:
@@ -175,9 +177,7 @@ EXPECTATIONS: dict[str, Expectation] = {
     "Laplace": Expectation(
         (numbers(0.3, -0.2), numbers(0.5, 1.0)), td.Laplace, lambda z, loc, scale: z**2, lambda loc, scale: loc**2 + 2 * scale**2
     ),
-    "Gamma": Expectation(
-        (numbers(2.5, 0.7), numbers(1.0, 2.0)), td.Gamma, _sine, quadrature(0.0, 60.0, td.Gamma, _sine)
-    ),
+    "Gamma": Expectation((numbers(2.5, 0.7), numbers(1.0, 2.0)), td.Gamma, _sine, quadrature(0.0, 60.0, td.Gamma, _sine)),
     "Beta": Expectation((numbers(2.0, 0.8), numbers(1.5, 3.0)), td.Beta, _sine, quadrature(0.0, 1.0, td.Beta, _sine)),
     "Dirichlet": Expectation(
         (numbers(1.5, 0.9, 2.0),), td.Dirichlet, lambda z, alpha: z[..., 0] ** 2 + 3 * z[..., 1] * z[..., 2], _dirichlet_exact

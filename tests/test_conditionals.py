@@ -8,11 +8,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from catalogue import CONDITIONALS, EVENT, F64, LATENT, RANDOM, law_of, single
 from scipy import integrate, special, stats
 from torch import Tensor, nn
 
 import xhat
+from catalogue import CONDITIONALS, EVENT, F64, LATENT, RANDOM, law_of, single
 from xhat import conditionals
 from xhat.conditionals import positive
 from xhat.distributions import Delta, is_discrete
@@ -52,8 +52,10 @@ def points(law: torch.distributions.Distribution) -> tuple[Tensor, Tensor | floa
     if base.support is torch.distributions.constraints.unit_interval:
         nodes, weights = np.polynomial.legendre.leggauss(200)
         return torch.tensor((nodes + 1) / 2).reshape(-1, 1, 1), torch.tensor(weights / 2).reshape(-1, 1)
-    steps = torch.linspace(-40, 40, 40_001, dtype=F64).reshape(-1, 1, 1)
-    return law.mean + steps * law.variance.sqrt(), (steps[1] - steps[0]).item() * law.variance.sqrt().squeeze(-1)
+    # Panels of one standard deviation, counted from the mean, where a density may have a kink
+    nodes, weights = (torch.tensor(a) for a in np.polynomial.legendre.leggauss(20))
+    steps = (torch.arange(-40, 40, dtype=F64)[:, None] + (nodes + 1) / 2).reshape(-1, 1, 1)
+    return law.mean + steps * law.variance.sqrt(), (weights / 2).repeat(80)[:, None] * law.variance.sqrt().squeeze(-1)
 
 
 @pytest.mark.parametrize("name", RANDOM)
@@ -402,7 +404,7 @@ REFUSED_VALUES = {
     "continuous-bernoulli": (1.5, "scale the data"),
     "categorical": (0.3, "set levels"),
     "poisson": (0.5, "a law of counts"),
-    "normal": (math.nan, "example 7"),
+    "normal": (math.nan, "the Normal likelihood"),
 }
 
 
@@ -411,9 +413,8 @@ def test_values_outside_the_support_are_refused_with_place_and_remedy(name):
     value, remedy = REFUSED_VALUES[name]
     x = torch.zeros(4, 3)
     x[2, 1] = value
-    with pytest.raises(DataError, match=rf"the data: example 7 holds {value:g} at \(1,\).*{remedy}|{remedy}") as caught:
+    with pytest.raises(DataError, match=rf"the data: example 7 holds {value:g} at \(1,\), outside.*{remedy}"):
         make(name).check(x, "the data", first=5)
-    assert f"example 7 holds {value:g} at (1,)" in str(caught.value)
 
 
 # Files

@@ -1,7 +1,7 @@
 """Gradients through samples: every estimator that declares itself unbiased is, on every law that it fits.
 
 Where an estimator's randomness can be enumerated or integrated, draws are forced, and its mean and variance come out exactly;
-elsewhere its mean over many independent estimates is held against the exact gradient, coordinate by coordinate, at 4 standard errors.
+elsewhere its mean over many independent estimates is held against the exact gradient, each coordinate at 4 standard errors.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from catalogue import EXPECTATIONS, F64, GRADIENTS, bits, numbers
 from torch import Tensor
 from torch import distributions as td
 
 import xhat
+from catalogue import EXPECTATIONS, F64, GRADIENTS, bits, numbers
 from xhat import gradients
 from xhat.distributions import Delta, Levels
 from xhat.errors import ConfigError
@@ -105,7 +105,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_drawn(name, law):
         raise AssertionError("f was called")
 
     before = torch.get_rng_state()
-    with pytest.raises(ConfigError, match="needs .* does not have; gradients that fit: [a-z]+"):
+    with pytest.raises(ConfigError, match=r"needs .* does not have; gradients that fit: [a-z]+"):
         expectation(f, row.law(*leaves(row)), GRADIENTS[name](), samples=4)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -129,7 +129,9 @@ def _one() -> Tensor:
         lambda: Delta(_one()),
         lambda: td.Independent(td.Uniform(torch.zeros(2, dtype=F64), _one()), 1),
         lambda: td.TransformedDistribution(td.Exponential(torch.ones(2, dtype=F64)), [td.AffineTransform(_one(), 1.0)]),
-        lambda: td.MixtureSameFamily(td.Categorical(logits=torch.zeros(2, dtype=F64)), td.Uniform(torch.zeros(2, dtype=F64), _one())),
+        lambda: td.MixtureSameFamily(
+            td.Categorical(logits=torch.zeros(2, dtype=F64)), td.Uniform(torch.zeros(2, dtype=F64), _one())
+        ),
     ],
     ids=["Uniform", "Pareto", "GeneralizedPareto", "Delta", "Independent", "shifted", "mixture"],
 )
@@ -375,7 +377,9 @@ def test_differentiating_a_surrogate_twice_raises(name):
         torch.autograd.grad(slope.sum(), logits, retain_graph=True)
     with pytest.raises(RuntimeError, match="cannot be differentiated a second time"):
         slope.sum().backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="cannot be differentiated a second time"):  # with a history in the incoming gradient too
+    with pytest.raises(
+        RuntimeError, match="cannot be differentiated a second time"
+    ):  # with a history in the incoming gradient too
         torch.autograd.grad(torch.autograd.grad(value.square().sum(), logits, create_graph=True)[0].sum(), logits)
 
 

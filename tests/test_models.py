@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 
 import pytest
 import torch
-from catalogue import CORRUPTIONS, EVENT, F64, LATENT, MODELS, RECIPES, examples, from_recipe, vae
-from torch import nn
 from torch import distributions as td
+from torch import nn
 
 import xhat
+from catalogue import CORRUPTIONS, EVENT, F64, LATENT, MODELS, RECIPES, examples, from_recipe, vae
 from xhat import VAE, Autoencoder, conditionals, gradients, objectives, priors
 from xhat.data import Masking
 from xhat.errors import CheckpointError, ConfigError, DataError
@@ -111,7 +112,7 @@ def test_a_few_steps_lower_the_loss(name):
             return sum(model.loss(x).mean().item() for _ in range(10)) / 10
 
     start = mean_loss()
-    for _ in range(60):
+    for _ in range(40):
         optimizer.zero_grad()
         model.loss(x).mean().backward()
         optimizer.step()
@@ -123,7 +124,9 @@ def test_a_few_steps_lower_the_loss(name):
 
 def test_sampling_starts_from_the_prior_and_reconstructing_from_the_posterior():
     """Theory 6.1, with a decoder that copies its code."""
-    model = VAE(priors.StandardNormal(1), conditionals.Normal(MLP(1), 1, scale=0.1), conditionals.Normal(MLP(1), 1, scale=0.5)).double()
+    model = VAE(
+        priors.StandardNormal(1), conditionals.Normal(MLP(1), 1, scale=0.1), conditionals.Normal(MLP(1), 1, scale=0.5)
+    ).double()
     with torch.no_grad():
         for conditional, slope, bias in ((model.posterior, 1.0, 5.0), (model.likelihood, 1.0, 0.0)):
             conditional.head.linear.weight.fill_(slope)
@@ -227,7 +230,7 @@ def test_tied_weights_are_one_tensor_counted_once_that_learns_from_both_uses(hid
     model = xhat.build("autoencoder", (6,), latent=2, hidden=hidden, tied=True, activation="tanh").double()
     apart = xhat.build("autoencoder", (6,), latent=2, hidden=hidden, activation="tanh").double()
     sizes = [6, *hidden, 2]
-    weights = sum(a * b for a, b in zip(sizes, sizes[1:], strict=False))
+    weights = sum(a * b for a, b in itertools.pairwise(sizes))
     biases = sum(sizes[1:]) + sum(sizes[:-1])
     assert sum(p.numel() for p in model.parameters()) == weights + biases
     assert sum(p.numel() for p in apart.parameters()) == 2 * weights + biases
@@ -295,13 +298,22 @@ class FlatEvent(nn.Module):
 
 
 REFUSED = [
-    (lambda: VAE(priors.StandardNormal(3), normal(), bernoulli()), r"the prior draws events of shape \(3,\), the posterior of shape \(2,\)"),
-    (lambda: VAE(priors.StandardNormal(2), conditionals.Delta(MLP(3), 2), bernoulli()), "a Delta posterior has no density.* use xhat.Autoencoder"),
+    (
+        lambda: VAE(priors.StandardNormal(3), normal(), bernoulli()),
+        r"the prior draws events of shape \(3,\), the posterior of shape \(2,\)",
+    ),
+    (
+        lambda: VAE(priors.StandardNormal(2), conditionals.Delta(MLP(3), 2), bernoulli()),
+        "a Delta posterior has no density.* use xhat.Autoencoder",
+    ),
     (
         lambda: VAE(priors.StandardNormal(2), bernoulli(EVENT, LATENT), bernoulli(), gradient=gradients.Score()),
         "the posterior Bernoulli and the prior Normal do not live on the same points.* use a prior of the posterior's kind",
     ),
-    (lambda: VAE(priors.Bernoulli(2), normal(), bernoulli()), "the posterior Normal and the prior Bernoulli do not live on the same"),
+    (
+        lambda: VAE(priors.Bernoulli(2), normal(), bernoulli()),
+        "the posterior Normal and the prior Bernoulli do not live on the same",
+    ),
     (lambda: VAE(priors.Uniform(2), normal(), bernoulli()), "impossible under the prior Uniform"),
     (
         lambda: VAE(priors.Bernoulli(2), conditionals.Poisson(MLP(3), 2), bernoulli(), gradient=gradients.Score()),
@@ -316,11 +328,23 @@ REFUSED = [
         lambda: VAE(priors.StandardNormal(2), normal(), bernoulli(), gradient=gradients.Score("leave-one-out")),
         "needs samples of at least 2, was 1",
     ),
-    (lambda: VAE(priors.StandardNormal(2), normal(), bernoulli(context=5)), r"likelihood: its network takes 5 values .* gets \(2,\)"),
-    (lambda: VAE(priors.StandardNormal(2), normal(context=5), bernoulli()), r"posterior: its network takes 5 values .* gets \(3,\)"),
-    (lambda: VAE(priors.StandardNormal(2), NoLaw(), bernoulli()), "the posterior must return a torch Distribution, returned Tensor"),
+    (
+        lambda: VAE(priors.StandardNormal(2), normal(), bernoulli(context=5)),
+        r"likelihood: its network takes 5 values .* gets \(2,\)",
+    ),
+    (
+        lambda: VAE(priors.StandardNormal(2), normal(context=5), bernoulli()),
+        r"posterior: its network takes 5 values .* gets \(3,\)",
+    ),
+    (
+        lambda: VAE(priors.StandardNormal(2), NoLaw(), bernoulli()),
+        "the posterior must return a torch Distribution, returned Tensor",
+    ),
     (lambda: VAE(priors.StandardNormal(2), NoEvent(), bernoulli()), "the posterior NoEvent needs an attribute event"),
-    (lambda: VAE(priors.StandardNormal(2), FlatEvent(), bernoulli()), r"has event shape \(\), but declares \(2,\): wrap the law in"),
+    (
+        lambda: VAE(priors.StandardNormal(2), FlatEvent(), bernoulli()),
+        r"has event shape \(\), but declares \(2,\): wrap the law in",
+    ),
     (lambda: VAE(nn.Identity(), normal(), bernoulli()), "the prior Identity needs an attribute event"),
     (lambda: Autoencoder(conditionals.Delta(MLP(3), 2), bernoulli(), objectives.ELBO()), "an Autoencoder has no prior"),
     (lambda: Autoencoder(NoEvent(), bernoulli(), tied=True), "tied weights need conditionals of xhat"),
@@ -356,7 +380,9 @@ def test_bernoulli_on_grey_values_is_refused_with_the_remedy():
     x = torch.zeros(4, *EVENT)
     x[3, 2] = 0.25
     for call in (model.loss, model.elbo):
-        with pytest.raises(DataError, match=r"x: example 3 holds 0.25 at \(2,\), .*0 and 1.*binarise='?.*continuous-bernoulli|binarise"):
+        with pytest.raises(
+            DataError, match=r"x: example 3 holds 0.25 at \(2,\), .*0 and 1.*binarise='?.*continuous-bernoulli|binarise"
+        ):
             call(x)
     with pytest.raises(DataError, match=r"x must have shape \(B, 3\) for this model, was \(4, 2\)"):
         model.loss(torch.zeros(4, 2))
@@ -390,7 +416,7 @@ def strange() -> VAE:
 def test_weights_of_strange_networks_are_saved_and_put_back_into_a_model_like_it(tmp_path):
     model, x = strange(), torch.zeros(4, *EVENT)
     path = xhat.save(model, tmp_path / "m.safetensors")
-    with pytest.raises(CheckpointError, match="pass it, xhat.load"):
+    with pytest.raises(CheckpointError, match=r"pass it, xhat\.load"):
         xhat.load(path)
     again = xhat.load(path, model=strange())
     assert torch.equal(again.encode(x), model.encode(x))
@@ -432,7 +458,10 @@ def test_a_model_of_images_by_parts():
     assert model.sample(2).shape == (2, *shape)
 
 
-@pytest.mark.parametrize("prior", [priors.StandardNormal(2), priors.Bernoulli(2, 0.3), priors.Categorical(2, 4), priors.Poisson(2, 1.5), priors.Uniform(2)])
+@pytest.mark.parametrize(
+    "prior",
+    [priors.StandardNormal(2), priors.Bernoulli(2, 0.3), priors.Categorical(2, 4), priors.Poisson(2, 1.5), priors.Uniform(2)],
+)
 def test_priors_are_normalised_and_follow_the_dtype(prior):
     prior = prior.double()
     p = prior()

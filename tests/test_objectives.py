@@ -11,15 +11,15 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from catalogue import EVENT, F64, LATENT, RANDOM, bits, single, vae
 from torch import Tensor
 from torch import distributions as td
 from torch.distributions import constraints
 
 import xhat
+from catalogue import EVENT, F64, LATENT, RANDOM, bits, single, vae
 from xhat import VAE, conditionals, gradients, objectives, priors
 from xhat.data import Masking
-from xhat.distributions import has_closed_form, is_discrete, kl_divergence
+from xhat.distributions import has_closed_form, is_discrete
 from xhat.errors import ConfigError
 from xhat.networks import MLP
 from xhat.objectives import ELBO, NegativeLogLikelihood, SquaredError
@@ -30,10 +30,10 @@ def _seed():
     torch.manual_seed(0)
 
 
-def within(estimates: Tensor, exact: Tensor | float, errors: float = 4.0) -> None:
+def within(estimates: Tensor, exact: Tensor | float, errors: float = 4.0, slack: float = 1e-9) -> None:
     stderr = estimates.detach().std(0) / math.sqrt(len(estimates))
     away = (estimates.detach().mean(0) - exact).abs()
-    assert (away <= errors * stderr + 1e-9).all(), f"off by {(away / stderr).max():.1f} standard errors"
+    assert (away <= errors * stderr + slack).all(), f"off by {(away / stderr).max():.1f} standard errors"
 
 
 def grid(q: td.Distribution) -> tuple[Tensor, Tensor]:
@@ -46,8 +46,8 @@ def grid(q: td.Distribution) -> tuple[Tensor, Tensor]:
         nodes, weights = np.polynomial.legendre.leggauss(60)
         axis, weight = torch.tensor((nodes + 1) / 2), torch.tensor(weights / 2)
     else:
-        reach = max(8.0, (q.mean.abs() + 7 * q.variance.sqrt()).max().item())
-        axis = torch.linspace(-reach, reach, int(20 * reach), dtype=F64)
+        reach = max(8.0, (q.mean.abs() + 10 * q.variance.sqrt()).max().item())
+        axis = torch.linspace(-reach, reach, 301, dtype=F64)
         weight = torch.full_like(axis, (axis[1] - axis[0]).item())
     both = weight.log()[:, None] + weight.log()
     return torch.cartesian_prod(axis, axis)[:, None], both.reshape(-1, 1)
@@ -57,6 +57,7 @@ class Exact(NamedTuple):
     log_px: Tensor
     elbo: Tensor
     gap: Tensor
+    error: float  # of the grid, by what it misses of q's mass: tiny unless a density has a kink
 
 
 def exact(model: VAE, x: Tensor, seen: Tensor | None = None) -> Exact:
@@ -68,8 +69,9 @@ def exact(model: VAE, x: Tensor, seen: Tensor | None = None) -> Exact:
     log_q = q.log_prob(z)
     log_px = (log_joint + log_weight).logsumexp(0)
     mass = (log_q + log_weight).exp()
-    assert (mass.sum(0) - 1).abs().max() < 1e-8
-    return Exact(log_px, (mass * (log_joint - log_q)).sum(0), (mass * (log_q - (log_joint - log_px))).sum(0))
+    error = (mass.sum(0) - 1).abs().max().item()
+    assert error < 5e-3
+    return Exact(log_px, (mass * (log_joint - log_q)).sum(0), (mass * (log_q - (log_joint - log_px))).sum(0), error)
 
 
 def spread(model: VAE) -> VAE:
@@ -85,8 +87,7 @@ KLS = [
     (posterior, kl)
     for posterior in RANDOM
     for kl in ("analytic", "sampled")
-    if kl == "sampled"
-    or (lambda m: has_closed_form(m.posterior(torch.zeros(1, *EVENT)), m.prior()))(vae(posterior, "bernoulli"))
+    if kl == "sampled" or (lambda m: has_closed_form(m.posterior(torch.zeros(1, *EVENT)), m.prior()))(vae(posterior, "bernoulli"))
 ]
 
 
@@ -101,7 +102,7 @@ def test_every_posterior_with_its_own_prior_has_a_closed_form():
 def test_the_bound_is_below_log_px_by_the_divergence_to_the_posterior(posterior):
     truth = exact(spread(vae(posterior, "bernoulli")), X)
     assert (truth.elbo < truth.log_px).all()
-    torch.testing.assert_close(truth.log_px - truth.elbo, truth.gap, rtol=1e-7, atol=1e-8)
+    torch.testing.assert_close(truth.log_px - truth.elbo, truth.gap, rtol=1e-7, atol=1e-8 + 20 * truth.error)
 
 
 def test_log_px_sums_to_one_over_all_x():
@@ -116,9 +117,9 @@ def test_both_estimates_of_the_bound_are_unbiased(posterior, kl):
     many = X.repeat(1500, 1)
     torch.manual_seed(1)
     elbo = model.elbo(many, samples=2).reshape(1500, 3)
-    within(elbo, truth.elbo.detach())
+    within(elbo, truth.elbo.detach(), slack=1e-9 + 20 * truth.error)
     terms = model(many)
-    within(terms.measures["elbo"].reshape(1500, 3), truth.elbo.detach())
+    within(terms.measures["elbo"].reshape(1500, 3), truth.elbo.detach(), slack=1e-9 + 20 * truth.error)
     torch.testing.assert_close(terms.loss.detach(), -terms.measures["elbo"].detach())
     torch.testing.assert_close(terms.measures["elbo"], terms.measures["log_px_given_z"] - terms.measures["kl"])
 
@@ -170,7 +171,14 @@ def test_sampled_kl_has_no_variance_at_the_posterior_and_analytic_has():
 @pytest.mark.parametrize("kl", ["analytic", "sampled"])
 @pytest.mark.parametrize(
     ("beta", "warmup", "epoch", "weight"),
-    [(1.0, 0.0, 0.0, 1.0), (4.0, 0.0, 3.0, 4.0), (0.0, 0.0, 0.0, 0.0), (2.0, 10.0, None, 0.0), (2.0, 10.0, 2.5, 0.5), (2.0, 10.0, 99.0, 2.0)],
+    [
+        (1.0, 0.0, 0.0, 1.0),
+        (4.0, 0.0, 3.0, 4.0),
+        (0.0, 0.0, 0.0, 0.0),
+        (2.0, 10.0, None, 0.0),
+        (2.0, 10.0, 2.5, 0.5),
+        (2.0, 10.0, 99.0, 2.0),
+    ],
 )
 def test_the_weight_of_the_kl_and_its_warm_up(beta, warmup, epoch, weight, kl):
     model = spread(vae("normal", "bernoulli"))
@@ -184,8 +192,8 @@ def test_the_weight_of_the_kl_and_its_warm_up(beta, warmup, epoch, weight, kl):
     plain = ELBO(kl=kl, samples=3)(model, X, X)
     torch.testing.assert_close(terms.loss, weight * plain.measures["kl"] - plain.measures["log_px_given_z"])
     torch.testing.assert_close(terms.measures["elbo"], plain.measures["elbo"])  # what is reported always has β = 1
-    if weight >= 1:
-        assert (-terms.loss <= terms.measures["elbo"] + (0 if kl == "analytic" else math.inf)).all()  # a looser bound
+    if weight >= 1 and kl == "analytic":
+        assert (-terms.loss <= terms.measures["elbo"]).all()  # still a bound, a looser one
 
 
 def test_the_warm_up_is_linear_and_its_weight_is_saved(tmp_path):
@@ -347,7 +355,12 @@ def test_squared_error_is_summed_over_the_event_and_never_averaged():
     model = xhat.build("autoencoder", (2, 3), latent=2, hidden=[4]).double()
     x = torch.randn(5, 2, 3, dtype=F64)
     terms = SquaredError()(model, x, x)
-    expected = torch.stack([sum((a - b) ** 2 for a, b in zip(p.flatten(), q.flatten(), strict=True)) for p, q in zip(x, model.reconstruct(x), strict=True)])
+    expected = torch.stack(
+        [
+            sum((a - b) ** 2 for a, b in zip(p.flatten(), q.flatten(), strict=True))
+            for p, q in zip(x, model.reconstruct(x), strict=True)
+        ]
+    )
     torch.testing.assert_close(terms.loss, expected)
     assert set(terms.measures) == {"squared_error"}  # and no likelihood
 

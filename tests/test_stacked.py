@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from catalogue import F64
 
 import xhat
+from catalogue import F64
 from xhat import Stacked, conditionals, objectives
 from xhat.errors import ConfigError
 from xhat.networks import MLP
@@ -133,7 +133,7 @@ def test_training_goes_through_all_stages_and_helps(tmp_path):
     start = model.loss(x).mean().item()
     history = xhat.fit(model, x, epochs=30, pretrain_epochs=15, seed=0, lr=0.01, batch_size=20)
     assert list(dict.fromkeys(row["stage"] for row in history.rows)) == [stage.name for stage in model.stages()]
-    greedy = [row for row in history.rows if row["stage"] == "fine-tune"][0]["train_loss"]
+    greedy = next(row for row in history.rows if row["stage"] == "fine-tune")["train_loss"]
     end = model.loss(x).mean().item()
     assert greedy < start
     assert end < 0.5 * start
@@ -144,10 +144,15 @@ def test_training_goes_through_all_stages_and_helps(tmp_path):
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda: Stacked(conditionals.Delta(MLP(8, [6]), 2), conditionals.Normal(MLP(2, [5]), 8, scale=1.0)), "mirrors its encoder.*6.*5"),
+        (
+            lambda: Stacked(conditionals.Delta(MLP(8, [6]), 2), conditionals.Normal(MLP(2, [5]), 8, scale=1.0)),
+            "mirrors its encoder.*6.*5",
+        ),
         (lambda: Stacked(conditionals.Delta(torch.nn.Linear(8, 6), 2), conditionals.Normal(MLP(2, [6]), 8)), "only an MLP"),
         (
-            lambda: Stacked(conditionals.Delta(MLP(8, [6]), 2), conditionals.Normal(MLP(2, [6]), 8, scale=1.0), objectives.ELBO()),
+            lambda: Stacked(
+                conditionals.Delta(MLP(8, [6]), 2), conditionals.Normal(MLP(2, [6]), 8, scale=1.0), objectives.ELBO()
+            ),
             "a Stacked autoencoder has no prior",
         ),
         (lambda: xhat.build("stacked", (8,), network="conv"), "has no option 'network'"),

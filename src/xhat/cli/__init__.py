@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 # How torch says that it cannot allocate: on the CPU, on a GPU, and for sizes beyond any machine
-_MEMORY = ("not enough memory", "out of memory", "allocate memory", "overflow")
+_MEMORY = ("not enough memory", "out of memory", "allocate memory", "size calculation overflowed", "multiplication overflow")
 
 
 def _mute() -> None:

@@ -56,8 +56,8 @@ class DataOptions:
 
 def _height_width(text: str) -> tuple[int, int]:
     height, _, width = text.lower().partition("x")
-    if not (height.isdigit() and width.isdigit()):
-        raise ConfigError(f"resize must be HEIGHTxWIDTH, such as 64x64, was {text!r}")
+    if not (height.isdecimal() and width.isdecimal() and 0 < int(height) <= 10_000 and 0 < int(width) <= 10_000):
+        raise ConfigError(f"resize must be HEIGHTxWIDTH, each from 1 to 10000, such as 64x64, was {text!r}")
     return int(height), int(width)
 
 

@@ -63,6 +63,7 @@ class Conditional(Part, nn.Module, abc.ABC):
         self.event = as_shape(event, "event")
         self.event_ndim = len(self.event)
         shape = (parameters, *self.event) if isinstance(parameters, int) else parameters
+        self.width = max(1, math.prod(shape) // math.prod(self.event))  # numbers for each element of the event
         self.network = network
         self.head = head_of(network, shape)
         self.in_shape = in_shape_of(network)

@@ -183,7 +183,7 @@ def evaluate(
             if len(trained_on) > COMPARED:
                 trained_on = trained_on.subset(torch.randperm(len(trained_on))[:COMPARED])
             known = measure(_collect(model, trained_on, min(samples, 100)).elbo)
-    result = _summary(model, examples, samples, seen, evidence, known)
+        result = _summary(model, examples, samples, seen, evidence, known)  # inside: it draws, too
     return result._replace(findings=tuple(findings(model, result)))
 
 

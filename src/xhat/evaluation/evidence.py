@@ -14,7 +14,7 @@ from xhat.distributions import is_discrete
 from xhat.errors import ConfigError
 from xhat.models.base import Model, quiet
 
-ELEMENTS = 2_000_000  # of x at once: large enough to keep two cores in matrix products, small enough for any machine
+ELEMENTS = 2_000_000  # at once: large enough to keep two cores in matrix products, small enough for any machine
 BATCH = 100
 
 
@@ -52,7 +52,7 @@ def log_likelihood(
         x: examples, ``(N, *event_shape)``.
         samples: K.
         batch: examples at once.
-        elements: values of x at once, over examples and draws: what bounds the memory.
+        elements: numbers that the likelihood makes at once, over examples, draws and its parameters: what bounds the memory.
         progress: called with the number of examples after each batch.
 
     Raises:
@@ -84,7 +84,8 @@ def log_likelihood(
 
 def _evidence(model: Model, x: Tensor, samples: int, elements: int) -> Evidence:
     q, p = model.posterior(x), model.prior()
-    chunk = max(1, elements // max(1, x.numel()))
+    width = getattr(model.likelihood, "width", 1)  # 256 grey levels take 256 numbers for each value of x
+    chunk = max(1, elements // max(1, x.numel() * width))
     top = x.new_full((len(x),), -math.inf, dtype=torch.float64)
     first, second = torch.zeros_like(top), torch.zeros_like(top)  # sums of w and w² over e^top
     done = 0

@@ -16,7 +16,7 @@ from xhat.data import Corruption
 from xhat.distributions import Delta, is_discrete
 from xhat.distributions.support import extended_log_prob
 from xhat.errors import ConfigError, DataError
-from xhat.gradients import Gradient, Score
+from xhat.gradients import Gradient
 from xhat.gradients.expectation import check_fit
 from xhat.objectives import ELBO, Objective, Terms
 from xhat.parts import Part
@@ -28,15 +28,6 @@ class Stage(NamedTuple):
     name: str
     module: nn.Module
     objective: Objective
-
-
-class _Measured(NamedTuple):
-    """A model's laws with a gradient of one's choice: what an objective needs."""
-
-    prior: Callable[[], Distribution]
-    posterior: Callable[[Tensor], Distribution]
-    likelihood: Callable[[Tensor], Distribution]
-    gradient: Gradient
 
 
 class Model(Part, nn.Module, abc.ABC):
@@ -123,8 +114,14 @@ class Model(Part, nn.Module, abc.ABC):
         Raises:
             DataError: x has another shape, or values outside the likelihood's support.
         """
+        x = x.to(self.device)
         self.check(x)
         return self(x).loss
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are; examples and codes may come from anywhere."""
+        return next((p.device for p in self.parameters()), torch.device("cpu"))
 
     def check(self, x: Tensor, where: str = "x", first: int = 0) -> None:
         """Refuse examples of another shape, or outside the likelihood's support.
@@ -149,23 +146,23 @@ class Model(Part, nn.Module, abc.ABC):
             DataError: x has another shape, or values outside the likelihood's support.
         """
         self.need_prior("have an evidence lower bound")
+        x = x.to(self.device)
         self.check(x)
         kl = self.objective.kl if isinstance(self.objective, ELBO) else "auto"
-        # The value is the same whatever the gradient; one that needs more draws gives way.
-        gradient = self.gradient if samples >= self.gradient.fewest_samples else Score()
-        parts = _Measured(self.prior, self.posterior, self.likelihood, gradient)
-        return ELBO(kl=kl, samples=samples)(parts, x, x).measures["elbo"]
+        # Any number of draws has the same mean; an estimator that needs two for its baseline gets two.
+        samples = max(samples, self.gradient.fewest_samples)
+        return ELBO(kl=kl, samples=samples)(self, x, x).measures["elbo"]
 
     def encode(self, x: Tensor, sample: bool = False) -> Tensor:
         """The posterior's mean, or a draw from it, ``(B, *latent_shape)``."""
         with quiet(self):
-            q = self.posterior(x)
+            q = self.posterior(x.to(self.device))
             return q.sample() if sample else q.mean
 
     def decode(self, z: Tensor, sample: bool = False) -> Tensor:
         """The likelihood's mean, or a draw from it, ``(B, *event_shape)``."""
         with quiet(self):
-            p = self.likelihood(z)
+            p = self.likelihood(z.to(self.device))
             return p.sample() if sample else p.mean
 
     def reconstruct(self, x: Tensor, sample: bool = False) -> Tensor:

@@ -55,7 +55,7 @@ class Loop:
 
     def __init__(self, model: Model, train: Examples, valid: Examples | None, settings: Settings) -> None:
         self.model, self.train, self.valid, self.settings = model, train, valid, settings
-        self.device = next(model.parameters()).device
+        self.device = model.device
         self.progress = Progress()
         self.stages = model.stages()
         self.batch_size = min(settings.batch_size or 128, len(train))

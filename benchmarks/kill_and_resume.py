@@ -2,8 +2,8 @@
 
     python benchmarks/kill_and_resume.py ../shared/data/mnist
 
-Trains the same 10-epoch VAE twice through the command ``xhat``; prints where each kill fell and whether the final weights are equal
-bit for bit.
+Trains the same 10-epoch VAE twice through the command ``xhat``; prints where each kill fell and whether the final weights
+are equal bit for bit.
 """
 
 import argparse
@@ -22,8 +22,9 @@ XHAT = [sys.executable, "-m", "xhat"]
 
 
 def command(source: str, out: Path) -> list[str]:
-    options = "--recipe vae --binarize dynamic --hidden 100 --latent 10 --epochs 10 --schedule cosine --seed 1".split()
-    return [*XHAT, "train", source, *options, "--out", str(out)]
+    model = ["--recipe", "vae", "--binarize", "dynamic", "--hidden", "100", "--latent", "10"]
+    training = ["--epochs", "10", "--schedule", "cosine", "--seed", "1"]
+    return [*XHAT, "train", source, *model, *training, "--out", str(out)]
 
 
 def rows(out: Path) -> int:

@@ -2,8 +2,8 @@
 
     python benchmarks/median_filter.py ../shared/data/fashion_mnist masking:0.5
 
-Prints the squared error to the clean test images, per image on [0, 1] pixels, of the corrupted and of the filtered images. A median of
-all nine pixels, and one of those that are not 0, which a mask of known value allows.
+Prints the squared error to the clean test images, per image on [0, 1] pixels, of the corrupted and of the filtered images.
+A median of all nine pixels, and one of those that are not 0, which a mask of known value allows.
 """
 
 import sys

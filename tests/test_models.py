@@ -365,7 +365,7 @@ REFUSED = [
     (lambda: xhat.build("vae", (1, 4, 4), network="conv", hidden=[3, 3]), "one fully connected layer"),
     (lambda: xhat.build("vae", (1, 4, 4), likelihood="multivariate-normal"), "an event with one axis"),
     (lambda: xhat.build("autoencoder", (1, 4, 4), network="conv", tied=True, hidden=[3]), "only an MLP"),
-    (lambda: xhat.build("vae", 4, baseline="lagged"), "the gradient 'pathwise' does not take these options"),
+    (lambda: xhat.build("vae", 4, baseline="lagged"), r"option.*gradient.*'pathwise'|'pathwise' .*option"),
 ]
 
 
@@ -390,7 +390,7 @@ def test_bernoulli_on_grey_values_is_refused_with_the_remedy():
 
 def test_an_autoencoder_says_what_it_cannot_do():
     model = from_recipe("autoencoder normal")
-    with pytest.raises(ConfigError, match="a Autoencoder has no prior and so cannot sample new examples: train a VAE"):
+    with pytest.raises(ConfigError, match="Autoencoder has no prior and so cannot sample new examples: train a VAE"):
         model.sample(3)
     with pytest.raises(ConfigError, match="cannot have an evidence lower bound"):
         model.elbo(torch.zeros(2, *model.event_shape))

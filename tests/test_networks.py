@@ -46,7 +46,7 @@ def test_every_activation_is_known_by_name(name):
     ("make", "words"),
     [
         (lambda: MLP(3, [5], "swish"), "activation must be one of relu, .*, was 'swish'"),
-        (lambda: MLP(0), "in_shape must be .* at least 1, was 0"),
+        (lambda: MLP(0), r"in_shape must be .*at least 1, was 0"),
         (lambda: MLP(()), "in_shape must be"),
         (lambda: MLP(3, [4, 0]), "each hidden size must be"),
         (lambda: ConvEncoder((28, 28)), r"must be \(channels, height, width\), was \(28, 28\)"),

@@ -28,6 +28,7 @@ def train(
     recipe: str = "vae",
     out: Path | None = None,
     resume: Path | None = None,
+    overwrite: bool = False,
     model: Annotated[ModelOptions, _flat("Model")] = ModelOptions(),  # noqa: B008 - frozen
     settings: Annotated[Settings, _flat("Training")] = Settings(),  # noqa: B008 - frozen
     data: Annotated[DataOptions, _flat("Data")] = DataOptions(),  # noqa: B008 - frozen
@@ -53,10 +54,12 @@ def train(
         The run folder to make; runs/SOURCE-RECIPE unless given.
     resume
         A run folder to go on with, from its last checkpoint, instead of a source.
+    overwrite
+        Replace the run that the folder holds.
     """
     if resume is not None:
         given = ["the source"] * (source is not None) + _changed(model) + _changed(settings) + _changed(data)
-        given += ["--recipe"] * (recipe != "vae") + ["--out"] * (out is not None)
+        given += ["--recipe"] * (recipe != "vae") + ["--out"] * (out is not None) + ["--overwrite"] * overwrite
         if given:
             raise ConfigError(f"--resume goes on with the run's own data and options: leave {', '.join(given)} out")
         return _resume(resume)
@@ -81,7 +84,7 @@ def train(
     built = build(recipe, loaded.shape, **options)
     parameters = sum(p.numel() for p in built.parameters())
     chosen = {**RECIPES[recipe].defaults, **options}
-    shown = ", ".join(f"{name} {chosen[name]}" for name in {"latent": 0, "hidden": 0, "likelihood": 0, **options})
+    shown = ", ".join(f"{name} {chosen[name]}" for name in dict.fromkeys(["latent", "hidden", "likelihood", *options]))
     print(f"{recipe} with {parameters:,} parameters: {shown}")
     about = {
         "command": shlex.join(["xhat", *sys.argv[1:]]),
@@ -89,7 +92,7 @@ def train(
         "options": options,
         "data": described(source, settings.seed, keywords, loaded),
     }
-    history = fit(built, loaded.train, valid=loaded.valid, out=out, about=about, **asdict(settings))
+    history = fit(built, loaded.train, valid=loaded.valid, out=out, overwrite=overwrite, about=about, **asdict(settings))
     return _told(history.interrupted, str(history), out)
 
 

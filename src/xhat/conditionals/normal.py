@@ -70,8 +70,8 @@ class Normal(Conditional):
             raise ConfigError(f"per must be one of network, dimension, shared, was {per!r}")
         if (isinstance(scale, int | float) and not 0 < scale < math.inf) or (not fixed and scale not in TRANSFORMS):
             raise ConfigError(f"scale must be one of {', '.join(TRANSFORMS)} or a positive number, was {scale!r}")
-        if not minimum > 0:
-            raise ConfigError(f"minimum must be above 0, or the density is not bounded; was {minimum}")
+        if not 0 < minimum < math.inf:
+            raise ConfigError(f"minimum must be above 0, or the density is not bounded, and finite; was {minimum}")
         _check_link(link)
         super().__init__(network, event, parameters=2 if per == "network" and not fixed else 1)
         self.transform, self.per, self.link, self.minimum = scale, "fixed" if fixed else per, link, minimum

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import Tensor
@@ -32,10 +33,12 @@ def gradient_of(gradient: str | Gradient, **options: Any) -> Gradient:
         return gradient
     if gradient not in GRADIENTS:
         raise ConfigError(f"gradient must be one of {', '.join(GRADIENTS)}, was {gradient!r}")
-    try:
-        return GRADIENTS[gradient](**options)
-    except TypeError as error:
-        raise ConfigError(f"the gradient {gradient!r} does not take these options: {error}") from error
+    known = set(inspect.signature(GRADIENTS[gradient]).parameters)
+    unknown = sorted(options.keys() - known)
+    if unknown:
+        has = f"its options are {', '.join(sorted(known))}" if known else "it has none"
+        raise ConfigError(f"the gradient {gradient!r} has no option {unknown[0]!r}; {has}")
+    return GRADIENTS[gradient](**options)
 
 
 def check_fit(estimator: Gradient, q: Distribution, samples: int) -> None:

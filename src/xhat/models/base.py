@@ -69,6 +69,8 @@ class Model(Part, nn.Module, abc.ABC):
     def _try_out(self) -> None:
         """Put two blank examples through, so that parts that do not fit are refused now and by name."""
         like = next((p for p in self.parameters() if p.is_floating_point()), torch.zeros(()))
+        if like.is_meta:  # an outline of a model has shapes and no values
+            return
         x = like.new_zeros(2, *self.event_shape)
         with quiet(self):
             q = self.posterior(x)
@@ -189,7 +191,7 @@ class Model(Part, nn.Module, abc.ABC):
             ConfigError: there is none.
         """
         if not hasattr(self, "prior"):
-            raise ConfigError(f"a {type(self).__name__} has no prior and so cannot {purpose}: train a VAE for that")
+            raise ConfigError(f"{type(self).__name__} has no prior and so cannot {purpose}: train a VAE for that")
 
     def stages(self) -> list[Stage]:
         """What training goes through, in order."""

@@ -43,7 +43,7 @@ class ModelOptions:
     posterior: str | None = None
     likelihood: str | None = None
     posterior_scale: str | None = None
-    scale: str | float | None = None
+    scale: float | str | None = None
     per: str | None = None
     minimum: float | None = None
     link: str | None = None

@@ -46,6 +46,17 @@ _VARIATIONAL: Options = {
     "baseline": None,
 }
 
+# Options that mean something beside certain choices only.
+NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "channels": ("network", ("conv",)),
+    "scale": ("likelihood", ("normal",)),
+    "per": ("likelihood", ("normal",)),
+    "minimum": ("likelihood", ("normal",)),
+    "link": ("likelihood", ("normal",)),
+    "posterior_scale": ("posterior", ("normal", "multivariate-normal")),
+    "baseline": ("gradient", ("score",)),
+}
+
 PRIOR_OF: dict[str, type[priors.Prior]] = {
     "normal": priors.StandardNormal,
     "multivariate-normal": priors.StandardNormal,
@@ -81,8 +92,6 @@ def _likelihood(network: Network, shape: tuple[int, ...], o: Options) -> Conditi
         raise ConfigError("a Delta likelihood gives every other x probability 0: use likelihood='normal'")
     if cls is conditionals.Normal:
         return conditionals.Normal(network, shape, o["scale"], o["per"], o["link"], o["minimum"])
-    if o["link"] != "identity":
-        raise ConfigError(f"link is an option of likelihood='normal', but the likelihood is {o['likelihood']!r}")
     if cls is conditionals.Categorical:
         return conditionals.Categorical(network, shape, o["levels"])
     return cls(network, shape)  # type: ignore[call-arg]
@@ -191,6 +200,9 @@ def build(recipe: str, shape: int | Sequence[int], **options: Any) -> Model:
             reason = f"the recipe {recipe!r} has no option {name!r}" if name in known else f"there is no option {name!r}"
             raise ConfigError(f"{reason}; its options are {', '.join(row.defaults)}")
     chosen = {**row.defaults, **given}
+    for name, (what, values) in NEEDS.items():
+        if name in given and what in chosen and chosen[what] not in values:
+            raise ConfigError(f"{name} is an option of {what}={' or '.join(map(repr, values))}, but {what} is {chosen[what]!r}")
     as_shape(chosen["latent"], "latent")
     return row.make(as_shape(shape, "shape"), chosen)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from xhat.conditionals import Conditional
-from xhat.data import Corruption
+from xhat.data import Corruption, Masking
 from xhat.errors import ConfigError
 from xhat.gradients import Pathwise
 from xhat.models.base import Model, Stage
@@ -49,6 +49,8 @@ class Stacked(Model):
     ) -> None:
         if isinstance(objective, ELBO):
             raise ConfigError("a Stacked autoencoder has no prior, so it has no ELBO: use objectives.SquaredError")
+        if isinstance(corruption, Masking) and corruption.pixelwise:
+            raise ConfigError("the stages of a Stacked autoencoder corrupt codes, which have no pixels: use pixelwise=False")
         up = linears(posterior.network, posterior.head)
         down = linears(likelihood.network, likelihood.head)[::-1]
         # Of the outermost two only the codes' size counts: how many numbers an entry of x takes is the law's affair.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from xhat.data import Corruption
+from xhat.errors import ConfigError
 from xhat.gradients import Gradient, Pathwise
 from xhat.models.base import Model, event_of
-from xhat.objectives import ELBO, Objective
+from xhat.objectives import ELBO, NegativeLogLikelihood, Objective, SquaredError
 
 
 class VAE(Model):
@@ -51,6 +52,11 @@ class VAE(Model):
         corruption: Corruption | None = None,
     ) -> None:
         event_of(prior, "prior")
+        if isinstance(objective, SquaredError | NegativeLogLikelihood):
+            raise ConfigError(
+                f"a VAE is trained on a bound, and {type(objective).__name__} leaves its prior out: use objectives.ELBO, or "
+                "xhat.Autoencoder"
+            )
         super().__init__(
             prior,
             posterior,

@@ -39,7 +39,7 @@ def as_shape(shape: int | Sequence[int], what: str) -> tuple[int, ...]:
     """An event shape from an int or a sequence; every size must be at least 1."""
     sizes = (shape,) if isinstance(shape, int) else tuple(int(size) for size in shape)
     if not sizes or any(size < 1 for size in sizes):
-        raise ConfigError(f"{what} must be a size or sizes of at least 1, was {shape!r}")
+        raise ConfigError(f"{what} must be at least 1, was {shape!r}")
     return sizes
 
 

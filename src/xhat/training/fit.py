@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import signal
 import sys
 import threading
@@ -68,6 +69,7 @@ def _prepare(
     valid: Any,
     out: str | Path | None,
     resume: bool,
+    overwrite: bool,
     about: dict[str, Any] | None,
     settings: Settings,
 ) -> tuple[Loop, RunFolder | None]:
@@ -99,7 +101,7 @@ def _prepare(
         folder.cut_rows(folder.rows()[: loop.progress.rows])
         return loop, folder
     if folder is not None:
-        folder.start(model, settings, about or {})
+        folder.start(model, settings, about or {}, overwrite)
     torch.manual_seed(settings.seed)
     loop = Loop(model, train_examples, valid_examples, settings)
     if folder is not None:
@@ -127,6 +129,7 @@ def train(
     *,
     out: str | Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     about: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Iterator[Step]:
@@ -140,7 +143,7 @@ def train(
     >>> [(step.epoch, step.step) for step in steps]
     [(1, 1), (1, 2), (2, 3), (2, 4), (3, 5), (3, 6)]
     """
-    loop, folder = _prepare(model, x, valid, out, resume, about, _settings(settings, out, resume))
+    loop, folder = _prepare(model, x, valid, out, resume, overwrite, about, _settings(settings, out, resume))
     yield from _steps(loop, folder)
 
 
@@ -173,6 +176,7 @@ def fit(
     *,
     out: str | Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     about: dict[str, Any] | None = None,
     progress: bool | None = None,
     **settings: Any,
@@ -187,6 +191,7 @@ def fit(
         valid: validation examples; the model ends with the weights that were best on them (``keep="last"`` for the last).
         out: run folder; gets config.json, metrics.jsonl, checkpoints and model.safetensors.
         resume: go on from the folder's last checkpoint, bit for bit as if nothing had happened.
+        overwrite: replace the run that the folder holds.
         about: what config.json should say beside the settings and the model (where the data came from, say).
         progress: show a progress bar; None: if standard error is a terminal.
         **settings: fields of :class:`xhat.training.settings.Settings`, such as epochs, batch_size, lr and seed. The seed seeds
@@ -205,7 +210,7 @@ def fit(
     ([1, 2], False)
     """
     began = time.perf_counter()
-    loop, folder = _prepare(model, x, valid, out, resume, about, _settings(settings, out, resume))
+    loop, folder = _prepare(model, x, valid, out, resume, overwrite, about, _settings(settings, out, resume))
     rows = [] if folder is None else folder.rows()
     interrupted = False
     with _stop_signal() as stopped, bar(loop.total_steps, loop.progress.step, progress) as show:
@@ -219,7 +224,7 @@ def fit(
     if interrupted and folder is not None:
         folder.save_state(loop.tensors(), loop.state())
         print(
-            f"stopped after step {loop.progress.step}; go on with: xhat train --resume {folder.path}",
+            f"stopped after step {loop.progress.step}; go on with: xhat train --resume {shlex.quote(str(folder.path))}",
             file=sys.stderr,
             flush=True,
         )

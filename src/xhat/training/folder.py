@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,15 +37,20 @@ class RunFolder:
         self.metrics_file = self.path / "metrics.jsonl"
         self.model_file = self.path / MODEL_FILE
 
-    def start(self, model: nn.Module, settings: Settings, about: dict[str, Any]) -> None:
+    def start(self, model: nn.Module, settings: Settings, about: dict[str, Any], overwrite: bool) -> None:
         """Make the folder for a new run.
 
         Raises:
-            CheckpointError: it holds a run already, or cannot be written.
+            CheckpointError: it holds a run already and ``overwrite`` is not set, or cannot be written.
         """
+        if self.config_file.exists() and "xhat" not in self.config():
+            raise CheckpointError(f"{self.path} holds a config.json that is not xhat's: choose another folder")
+        if overwrite:
+            self._remove_run()
         if (self.checkpoints / LAST).exists() or self.model_file.exists():
             raise CheckpointError(
-                f"{self.path} holds a run already: continue it with xhat train --resume {self.path}, or choose another folder"
+                f"{self.path} holds a run already: go on with it (xhat train --resume {shlex.quote(str(self.path))}), "
+                "replace it (--overwrite), or choose another folder"
             )
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -64,6 +70,15 @@ class RunFolder:
         write_bytes(self.config_file, (json.dumps(config, indent=2) + "\n").encode())
         write_bytes(self.metrics_file, b"")
 
+    def _remove_run(self) -> None:
+        """Remove the files that a run is made of, and no others."""
+        own = [self.config_file, self.metrics_file, self.model_file, self.checkpoints / LAST, self.checkpoints / BEST]
+        try:
+            for file in [*own, self.path / "evaluation.json", self.path / "report.html"]:
+                file.unlink(missing_ok=True)
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+
     def config(self) -> dict[str, Any]:
         """The configuration.
 
@@ -72,11 +87,11 @@ class RunFolder:
         """
         try:
             config = json.loads(self.config_file.read_text())
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise CheckpointError(
                 f"{self.path} is not a run folder (no config.json): make one with xhat train … --out"
             ) from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{self.config_file} cannot be read: {error}") from error
         if not isinstance(config, dict):
             raise CheckpointError(f"{self.config_file} is damaged: it must hold an object")
@@ -100,12 +115,15 @@ class RunFolder:
         """The lines of metrics.jsonl; a last line that a crash cut short is left out."""
         if not self.metrics_file.exists():
             return []
-        rows = []
-        for line in self.metrics_file.read_text().splitlines():
+        rows: list[dict[str, Any]] = []
+        for line in self.metrics_file.read_text(errors="replace").splitlines():
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except ValueError:
                 break
+            if not isinstance(row, dict) or "stage" not in row:
+                break
+            rows.append(row)
         return rows
 
     def add_row(self, row: dict[str, Any]) -> None:

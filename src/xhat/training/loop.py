@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from xhat.data import Examples
-from xhat.errors import TrainingError
+from xhat.errors import CheckpointError, TrainingError
 from xhat.models.base import Model, Stage, quiet
 from xhat.models.files import put_state, state_of
 from xhat.objectives import Terms
@@ -220,6 +220,9 @@ class Loop:
             TrainingError: the data or the batch size are not those of the run.
             CheckpointError: the tensors do not fit the model.
         """
+        missing = {"examples", "batch_size", *asdict(self.progress)} - state.keys()
+        if missing:
+            raise CheckpointError(f"{where} is not a training checkpoint of this version: it lacks {', '.join(sorted(missing))}")
         if state["examples"] != len(self.train) or state["batch_size"] != self.batch_size:
             raise TrainingError(
                 f"{where} was trained on {state['examples']} examples in batches of {state['batch_size']}, but is resumed with "
@@ -230,7 +233,7 @@ class Loop:
             return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
         self._enter(state["stage"])
-        self.progress = Progress(**{key: state[key] for key in asdict(self.progress)})
+        self.progress = Progress(**{name: state[name] for name in asdict(self.progress)})
         put_state(self.model, named("model/"), where)
         slots: dict[int, dict[str, Tensor]] = {}
         for name, value in named("optimizer/").items():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, fields
+from typing import Any
 
 from xhat.errors import ConfigError
 
@@ -50,6 +52,12 @@ class Settings:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
+        kinds: dict[str, Any] = {"int": int, "float": int | float, "str": str, "bool": bool}
+        for field in fields(self):
+            value, (kind, *none) = getattr(self, field.name), str(field.type).split(" | ")
+            fits = isinstance(value, kinds[kind]) and (kind == "bool" or not isinstance(value, bool))
+            if not fits and not (value is None and none):
+                raise ConfigError(f"{field.name} must be of type {field.type}, was {value!r}")
         for name, options in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("keep", KEEP)):
             if getattr(self, name) not in options:
                 raise ConfigError(f"{name} must be one of {', '.join(options)}, was {getattr(self, name)!r}")
@@ -57,10 +65,14 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, was {value}")
+        if re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device) is None:
+            raise ConfigError(f"device must be auto, cpu, cuda, cuda:N or mps, was {self.device!r}")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed must be at least 0 and below 2^63, was {self.seed}")
         if not 0 < self.lr < float("inf"):
             raise ConfigError(f"lr must be above 0, was {self.lr}")
         for name in ("weight_decay", "warmup"):
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} must be at least 0, was {getattr(self, name)}")
         if self.clip is not None and not self.clip > 0:
             raise ConfigError(f"clip must be above 0, was {self.clip}")

@@ -96,7 +96,7 @@ class Model(Part, nn.Module, abc.ABC):
                         f"the posterior {law_name(q)} and the prior {law_name(p)} do not live on the same points, so no KL "
                         "between them is finite: use a prior of the posterior's kind"
                     )
-                if not x.is_meta and not _covers(p, q):
+                if not _covers(p, q):
                     raise ConfigError(
                         f"the posterior {law_name(q)} draws values that are impossible under the prior {law_name(p)}, so the KL "
                         "between them is infinite: use a prior of the posterior's kind"

@@ -6,23 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from reading import numbered, one_sentence
 from xhat.data import as_examples, load_data
 from xhat.errors import ConfigError, DataError
-
-
-def numbered(n, d=2):
-    """A table whose every value says which example it belongs to; real-valued, no column constant."""
-    return torch.arange(n)[:, None] + torch.arange(1, d + 1) / 8 + 0.001
-
-
-def refused(error, *words):
-    """The message is one sentence, and holds the words."""
-    text = str(error.value)
-    assert "\n" not in text
-    assert not text.endswith(".")
-    for word in words:
-        assert word in text, text
-
 
 # ---- splits
 
@@ -73,7 +59,7 @@ def test_text_labels_become_codes_with_names():
 def test_too_few_examples_are_refused(count):
     with pytest.raises(DataError) as error:
         load_data(numbered(count))
-    refused(error, "at least 2 training examples", f"has {count}")
+    one_sentence(error.value, "at least 2 training examples", f"has {count}")
 
 
 def test_four_examples_are_enough():
@@ -174,7 +160,7 @@ def test_threshold(values):
 def test_binarising_what_is_no_probability_is_refused(how):
     with pytest.raises(DataError) as error:
         load_data(numbered(20) - 5, binarize=how)
-    refused(error, "[0, 1]", "rescale")
+    one_sentence(error.value, "[0, 1]", "rescale")
 
 
 # ---- standardisation
@@ -231,7 +217,7 @@ def test_constant_columns_are_refused_or_left_out():
     values[:, 2] = 3.0
     with pytest.raises(DataError) as error:
         load_data(values)
-    refused(error, "column 2", "--drop-constant")
+    one_sentence(error.value, "column 2", "--drop-constant")
     with pytest.raises(DataError, match="column 2"):
         load_data(values, standardize=False)
     data = load_data(values, drop_constant=True)
@@ -249,7 +235,7 @@ def test_nonfinite_rows_are_refused_or_left_out_with_their_labels():
     values[4, 1], values[9, 0] = math.nan, math.inf
     with pytest.raises(DataError) as error:
         load_data(values)
-    refused(error, "nan", "row 4, column 1", "--nonfinite drop")
+    one_sentence(error.value, "nan", "row 4, column 1", "--nonfinite drop")
     data = load_data(values, nonfinite="drop", labels=np.arange(30), standardize=False)
     assert sum(map(len, (data.train, data.valid, data.test))) == 28
     assert torch.equal(data.train.tensor()[:, 0].floor().long(), data.train.labels)
@@ -275,7 +261,7 @@ def test_nothing_finite_is_refused():
 def test_options_without_meaning_are_refused(options):
     with pytest.raises(ConfigError) as error:
         load_data(torch.rand(10, 2), **options)
-    refused(error)
+    one_sentence(error.value)
 
 
 def test_drop_constant_is_for_tables():

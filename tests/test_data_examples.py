@@ -6,23 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from reading import numbered, one_sentence
 from xhat.data import Examples, as_examples, kind_of
 from xhat.errors import ConfigError, DataError, XhatError
-
-
-def numbered(n, d=2):
-    """A table whose every value says which example it belongs to; real-valued, no column constant."""
-    return torch.arange(n)[:, None] + torch.arange(1, d + 1) / 8 + 0.001
-
-
-def refused(error, *words):
-    """The message is one sentence, and holds the words."""
-    text = str(error.value)
-    assert "\n" not in text
-    assert not text.endswith(".")
-    for word in words:
-        assert word in text, text
-
 
 # ---- Examples
 
@@ -120,7 +106,7 @@ def test_fixed_is_one_draw_of_the_seed_and_touches_no_global_generator():
 def test_examples_refuse_by_name(make, word):
     with pytest.raises(XhatError) as error:
         make()
-    refused(error, word)
+    one_sentence(error.value, word)
 
 
 # ---- as_examples
@@ -190,7 +176,7 @@ BAD_ARRAYS = [
 def test_bad_arrays_are_refused_in_one_sentence(x, words):
     with pytest.raises(DataError) as error:
         as_examples(x, "my data")
-    refused(error, "my data", *words)
+    one_sentence(error.value, "my data", *words)
 
 
 # ---- kinds

@@ -4,28 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from reading import random, raw_of, refused
 from xhat.data import load_data
-from xhat.data.sources import Choices, read
-from xhat.errors import XhatError
-
-
-def random(*shape, dtype=np.float32):
-    return (np.random.default_rng(0).random(shape) * (255 if dtype == np.uint8 else 1)).astype(dtype)
-
-
-def raw_of(source, **choices):
-    return read(source, Choices(**choices))[1]
-
-
-def refused(source, *words, **options):
-    with pytest.raises(XhatError) as error:
-        load_data(source, **options)
-    text = str(error.value)
-    assert "\n" not in text
-    assert not text.endswith(".")
-    for word in words:
-        assert word in text, text
-    return error.value
 
 
 @pytest.fixture

@@ -12,32 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from reading import random, raw_of, refused
 from xhat.data import load_data
-from xhat.data.sources import Choices, read
 from xhat.errors import ConfigError, DataError, XhatError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 shared = pytest.mark.skipif(not SHARED.is_dir(), reason="needs the project's shared data, which a clone lacks")
 sklearn = pytest.mark.skipif(importlib.util.find_spec("sklearn") is None, reason="scikit-learn is not installed")
-
-
-def random(*shape, dtype=np.float32):
-    return (np.random.default_rng(0).random(shape) * (255 if dtype == np.uint8 else 1)).astype(dtype)
-
-
-def raw_of(source, **choices):
-    return read(source, Choices(**choices))[1]
-
-
-def refused(source, *words, **options):
-    with pytest.raises(XhatError) as error:
-        load_data(source, **options)
-    text = str(error.value)
-    assert "\n" not in text
-    assert not text.endswith(".")
-    for word in words:
-        assert word in text, text
-    return error.value
 
 
 # ---- the digits

@@ -3,25 +3,8 @@
 import numpy as np
 import pytest
 
+from reading import raw_of, refused
 from xhat.data import load_data
-from xhat.data.sources import Choices, read
-from xhat.errors import XhatError
-
-
-def raw_of(source, **choices):
-    return read(source, Choices(**choices))[1]
-
-
-def refused(source, *words, **options):
-    with pytest.raises(XhatError) as error:
-        load_data(source, **options)
-    text = str(error.value)
-    assert "\n" not in text
-    assert not text.endswith(".")
-    for word in words:
-        assert word in text, text
-    return error.value
-
 
 # ---- CSV
 

@@ -14,7 +14,7 @@ from xhat.data import Examples, as_examples
 from xhat.distributions import has_closed_form, kl_divergence, kl_per_dimension
 from xhat.errors import ConfigError
 from xhat.evaluation.diagnostics import findings
-from xhat.evaluation.evidence import BATCH, Evidence, bits_per_dimension, log_likelihood
+from xhat.evaluation.evidence import BATCH, ELEMENTS, Evidence, bits_per_dimension, log_likelihood, numbers
 from xhat.models.base import Model, quiet
 from xhat.objectives.reconstruction import squared_error
 
@@ -192,7 +192,7 @@ def _collect(model: Model, examples: Examples, samples: int) -> _Pass:
     columns: list[_Pass] = []
     first = 0
     with quiet(model):
-        for block in examples.batches(BATCH):
+        for block in examples.batches(max(1, min(BATCH, ELEMENTS // (samples * numbers(model))))):
             model.check(block, "x", first)
             first += len(block)
             columns.append(_collect_block(model, block.to(like.device, like.dtype), samples))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from xhat.data import as_examples
 from xhat.distributions import is_discrete
@@ -82,10 +82,16 @@ def log_likelihood(
     return Evidence(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
 
 
+def numbers(model: Model) -> int:
+    """Numbers that the decoder's widest layer holds for one draw of z: what memory is counted in."""
+    width = getattr(model.likelihood, "width", 1)  # 256 grey levels take 256 numbers for each value of x
+    layers = [layer.out_features for layer in model.likelihood.modules() if isinstance(layer, nn.Linear)]
+    return max(math.prod(model.event_shape) * width, *layers, 1)
+
+
 def _evidence(model: Model, x: Tensor, samples: int, elements: int) -> Evidence:
     q, p = model.posterior(x), model.prior()
-    width = getattr(model.likelihood, "width", 1)  # 256 grey levels take 256 numbers for each value of x
-    chunk = max(1, elements // max(1, x.numel() * width))
+    chunk = max(1, elements // (len(x) * numbers(model)))
     top = x.new_full((len(x),), -math.inf, dtype=torch.float64)
     first, second = torch.zeros_like(top), torch.zeros_like(top)  # sums of w and w² over e^top
     done = 0

@@ -1,6 +1,6 @@
 """Kill a training run with SIGKILL at random moments, resume it each time, and compare with a run that nothing disturbed.
 
-    python benchmarks/kill_and_resume.py ../shared/data/mnist
+    python benchmarks/kill_and_resume.py MNIST
 
 Trains the same 10-epoch VAE twice through the command ``xhat``; prints where each kill fell and whether the final weights
 are equal bit for bit.

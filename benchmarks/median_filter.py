@@ -1,6 +1,6 @@
 """What a 3×3 median filter makes of half-masked images: the figure that a denoising autoencoder must beat.
 
-    python benchmarks/median_filter.py ../shared/data/fashion_mnist masking:0.5
+    python benchmarks/median_filter.py FASHION masking:0.5
 
 Prints the squared error to the clean test images, per image on [0, 1] pixels, of the corrupted and of the filtered images.
 A median of all nine pixels, and one of those that are not 0, which a mask of known value allows.

@@ -277,7 +277,7 @@ def _by_parts() -> dict[str, Callable[[], Model]]:
 IMAGE = (1, 8, 8)
 RECIPES: dict[str, tuple[str, dict[str, object]]] = {
     **{
-        f"{recipe} {likelihood}": (recipe, {"likelihood": likelihood, "levels": 4})
+        f"{recipe} {likelihood}": (recipe, {"likelihood": likelihood} | ({"levels": 4} if likelihood == "categorical" else {}))
         for recipe in ("autoencoder", "denoising", "stacked", "vae")
         for likelihood in ("normal", "bernoulli", "continuous-bernoulli", "categorical", "poisson")
     },

@@ -102,7 +102,7 @@ def test_noise_goes_into_each_stage_and_its_target_stays_clean():
 
 @pytest.mark.parametrize("likelihood", ["bernoulli", "continuous-bernoulli", "poisson", "categorical"])
 def test_the_bottom_layer_is_trained_on_the_likelihood(likelihood):
-    model = make(likelihood=likelihood, levels=2)
+    model = make(likelihood=likelihood, **({"levels": 2} if likelihood == "categorical" else {}))
     x = torch.randint(0, 2, (20, 8)).double()
     up, _ = layers(model)
     terms = model.stages()[0].module(x)

@@ -60,7 +60,6 @@ def test_a_run_stopped_at_any_step_and_resumed_ends_bit_for_bit_the_same(name, t
     x, valid = data_for(name)
     settings = {
         "epochs": 3,
-        "pretrain_epochs": 1,
         "batch_size": 16,
         "seed": 3,
         "schedule": "cosine",
@@ -68,6 +67,8 @@ def test_a_run_stopped_at_any_step_and_resumed_ends_bit_for_bit_the_same(name, t
         "clip": 1.0,
         "optimizer": "adamw",
     }
+    if name == "stacked":
+        settings["pretrain_epochs"] = 1
     whole = made(name)
     unbroken = fit(whole, x, valid, **settings, out=tmp_path / "whole")
     broken = made(name)
@@ -123,7 +124,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(number, tmp_path
     os.kill(process.pid, number)
     printed, said = process.communicate(timeout=60)
     assert printed.strip() == "interrupted"
-    assert f"xhat train --resume {out}" in said
+    assert f"xhat.fit(model, x, …, out={str(out)!r}, resume=True)" in said
     state = RunFolder(out).read_state()[1]
     assert 0 < state["step"] < 400 * 30
     assert not state["done"]
@@ -179,7 +180,7 @@ def test_rate_rises_linearly_then_follows_a_cosine_to_zero():
 def test_patience_stops_and_the_best_weights_are_kept(tmp_path):
     model = made("vae")
     history = fit(model, X, VALID, epochs=200, patience=2, lr=0.5, out=tmp_path / "run")
-    scores = [row["valid_elbo"] for row in history.rows]
+    scores = [-row["valid_loss"] for row in history.rows]
     assert len(scores) < 200
     assert max(scores) == scores[-3]
     assert history.best["epoch"] == len(scores) - 2

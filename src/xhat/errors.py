@@ -3,9 +3,23 @@
 Each message is one sentence that says what, where, what it must be, what it was, and the remedy.
 """
 
+from numbers import Integral
+
 
 class XhatError(Exception):
     """Base of every error that xhat raises on purpose."""
+
+
+def whole_number(name: str, value: object, least: int = 1) -> None:
+    """Refuse what is no whole number, or too small a one.
+
+    Raises:
+        ConfigError: says what it was.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ConfigError(f"{name} must be a whole number, was {value!r}")
+    if value < least:
+        raise ConfigError(f"{name} must be at least {least}, was {value}")
 
 
 class DataError(XhatError, ValueError):

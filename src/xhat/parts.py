@@ -54,7 +54,7 @@ class Part:
 
 def part_name(cls: type) -> str:
     """The public name of a part: its floor and its class, ``networks.MLP``."""
-    return f"{cls.__module__.split('.')[1]}.{cls.__name__}"
+    return f"{cls.__module__.removeprefix('xhat.').split('.')[0]}.{cls.__name__}"
 
 
 def specification(value: Any) -> Any:
@@ -69,7 +69,7 @@ def specification(value: Any) -> Any:
             raise _foreign(value)
         return {
             "part": name,
-            "arguments": {key: specification(item) for key, item in getattr(value, "_arguments", {}).items()},
+            "arguments": {key: specification(item) for key, item in _arguments_of(value).items()},
         }
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -78,6 +78,18 @@ def specification(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): specification(item) for key, item in value.items()}
     raise _foreign(value)
+
+
+def _arguments_of(part: Part) -> dict[str, Any]:
+    """The arguments that made a part; where they were modules, those that it holds now, for parts can be swapped."""
+    made = dict(getattr(part, "_arguments", {}))
+    held = part.__dict__.get("_modules", {})
+    for name, parameter in inspect.signature(type(part).__init__).parameters.items():
+        argument = made.get(name, parameter.default)
+        # Any other argument, such as an activation's name, made the module that is held under its name.
+        if name in held and (argument is None or hasattr(argument, "_modules")):
+            made[name] = held[name]
+    return made
 
 
 def _foreign(value: Any) -> ConfigError:

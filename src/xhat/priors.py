@@ -108,12 +108,3 @@ class Uniform(Prior):
 
     def element(self) -> Distribution:
         return TorchUniform(self.zeros, self.zeros + 1, validate_args=False)
-
-
-PRIORS: dict[str, type[Prior]] = {
-    "standard-normal": StandardNormal,
-    "bernoulli": Bernoulli,
-    "categorical": Categorical,
-    "poisson": Poisson,
-    "uniform": Uniform,
-}

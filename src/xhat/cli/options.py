@@ -190,7 +190,10 @@ def run_data(folder: RunFolder) -> Data:
 def _known(folder: RunFolder) -> dict[str, Any]:
     told = told_of(folder)
     if not told:
-        raise ConfigError(f"{folder.config_file} does not say where its data came from: name them with --data")
+        raise ConfigError(
+            f"{folder.config_file} does not say where its data came from, as when it was trained from Python: evaluate, "
+            "encode and reconstruct take other data by --data"
+        )
     return told
 
 

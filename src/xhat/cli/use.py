@@ -66,7 +66,9 @@ def evaluate(
         shift = _scaling(told["scaling"]).log_jacobian
         print(f"densities are of standardised values; add {shift:.4f} nats for the density in the data's own units")
     place = folder.path / "evaluation.json"
-    write_bytes(place, (json.dumps({"data": data or split, "seed": seed, **result.as_dict()}, indent=2) + "\n").encode())
+    write_bytes(
+        place, (json.dumps({"data": data or split, "limit": limit, "seed": seed, **result.as_dict()}, indent=2) + "\n").encode()
+    )
     print(f"written to {place}")
 
 
@@ -291,7 +293,7 @@ def _held_evaluation(folder: RunFolder) -> Evaluation | None:
         return None
     try:
         held = json.loads(place.read_text())
-        return Evaluation.from_dict(held) if held["data"] == "test" else None
+        return Evaluation.from_dict(held) if held["data"] == "test" and held["limit"] is None else None
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{place} is damaged ({error}): write it again with xhat evaluate {folder.path}") from error
 
@@ -334,11 +336,9 @@ def _mapped(model: Model, examples: Examples, function: Any) -> Tensor:
     import torch
 
     blocks = []
-    first = 0
     for block in examples.batches(CHUNK):
         if tuple(block.shape[1:]) != model.event_shape:
             raise DataError(f"the data have examples of shape {tuple(block.shape[1:])}, but the model takes {model.event_shape}")
-        first += len(block)
         blocks.append(function(block))
     return torch.cat(blocks)
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from xhat.data import Examples, as_examples
 from xhat.distributions import has_closed_form, kl_divergence, kl_per_dimension
-from xhat.errors import ConfigError
+from xhat.errors import ConfigError, whole_number
 from xhat.evaluation.diagnostics import findings
-from xhat.evaluation.evidence import BATCH, ELEMENTS, Evidence, bits_per_dimension, log_likelihood, numbers
-from xhat.models.base import Model, quiet
+from xhat.evaluation.evidence import BATCH, ELEMENTS, Evidence, bits_per_dimension, log_likelihood
+from xhat.models.base import Model, centre, quiet
 from xhat.objectives.reconstruction import squared_error
 
 COMPARED = 2000  # training examples that are enough to see overfitting
@@ -104,8 +104,13 @@ class Evaluation(NamedTuple):
         return "\n".join([*lines, *(f"! {finding}" for finding in self.findings)])
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for a JSON file."""
-        return {name: value._asdict() if isinstance(value, Measure) else value for name, value in self._asdict().items()}
+        """Plain data for a JSON file; a standard error that there is none of is null."""
+        return {
+            name: {part: _number(number) for part, number in value._asdict().items()}
+            if isinstance(value, Measure)
+            else _number(value)
+            for name, value in self._asdict().items()
+        }
 
     @classmethod
     def from_dict(cls, held: dict[str, Any]) -> Evaluation:
@@ -113,10 +118,16 @@ class Evaluation(NamedTuple):
         values = {name: held[name] for name in cls._fields}
         for name, value in values.items():
             if isinstance(value, dict):
-                values[name] = Measure(**value)
+                values[name] = Measure(value["value"], math.nan if value["stderr"] is None else value["stderr"])
             elif isinstance(value, list):
                 values[name] = tuple(value)
+        if values["log_likelihood"] is not None and values["log_likelihood_mc_stderr"] is None:
+            values["log_likelihood_mc_stderr"] = math.nan
         return cls(**values)
+
+
+def _number(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def measure(values: Tensor) -> Measure:
@@ -168,8 +179,7 @@ def evaluate(
     >>> result.elbo.value <= result.log_likelihood.value + 0.5
     True
     """
-    if samples < 1:
-        raise ConfigError(f"samples must be at least 1, was {samples}")
+    whole_number("samples", samples)
     examples = as_examples(x).fixed(seed)
     device = next(model.parameters(), torch.zeros(())).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -188,28 +198,28 @@ def evaluate(
 
 
 def _collect(model: Model, examples: Examples, samples: int) -> _Pass:
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     columns: list[_Pass] = []
     first = 0
     with quiet(model):
-        for block in examples.batches(max(1, min(BATCH, ELEMENTS // (samples * numbers(model))))):
+        for block in examples.batches(max(1, min(BATCH, ELEMENTS // model.numbers))):
             model.check(block, "x", first)
             first += len(block)
-            columns.append(_collect_block(model, block.to(like.device, like.dtype), samples))
+            columns.append(_collect_block(model, model.given(block), samples))
     return _Pass(*(torch.cat(column).cpu() for column in zip(*columns, strict=True)))
 
 
 def _collect_block(model: Model, x: Tensor, samples: int) -> _Pass:
     none = x.new_zeros(0)
     q = model.posterior(x)
-    law = model.likelihood(q.mean)
+    mean = centre(q)
+    law = model.likelihood(mean)
     corrupted = denoised = elbo = kl = dimensions = none
     if model.corruption is not None:
         noisy = model.corruption(x)
         corrupted = squared_error(noisy, x)
-        denoised = squared_error(model.likelihood(model.posterior(noisy).mean).mean, x)
+        denoised = squared_error(centre(model.likelihood(centre(model.posterior(noisy)))), x)
     if hasattr(model, "prior"):
-        elbo = model.elbo(x, samples)
+        elbo = _elbo(model, x, samples)
         p = model.prior()
         if has_closed_form(q, p):
             kl = kl_divergence(q, p)
@@ -218,7 +228,18 @@ def _collect_block(model: Model, x: Tensor, samples: int) -> _Pass:
     base = getattr(law, "base_dist", law)
     learned = isinstance(base, torch.distributions.Normal) and hasattr(model, "prior")
     scale = base.scale.flatten(1).amin(1) if learned else none
-    return _Pass(q.mean.flatten(1), squared_error(law.mean, x), corrupted, denoised, elbo, kl, dimensions, scale)
+    return _Pass(mean.flatten(1), squared_error(centre(law), x), corrupted, denoised, elbo, kl, dimensions, scale)
+
+
+def _elbo(model: Model, x: Tensor, samples: int) -> Tensor:
+    """The bound with so many draws, a chunk of them at a time."""
+    chunk = max(1, ELEMENTS // (len(x) * model.numbers))
+    total, done = torch.zeros(len(x), device=x.device, dtype=torch.float64), 0
+    while done < samples:
+        count = min(chunk, samples - done)
+        total += count * model.elbo(x, count)
+        done += count
+    return total / samples
 
 
 def _summary(

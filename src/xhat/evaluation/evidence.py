@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from xhat.data import as_examples
 from xhat.distributions import is_discrete
-from xhat.errors import ConfigError
+from xhat.errors import whole_number
 from xhat.models.base import Model, quiet
 
 ELEMENTS = 2_000_000  # at once: large enough to keep two cores in matrix products, small enough for any machine
@@ -67,31 +67,22 @@ def log_likelihood(
     torch.Size([3])
     """
     model.need_prior("have a likelihood of x")
-    if samples < 1:
-        raise ConfigError(f"samples must be at least 1, was {samples}")
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    whole_number("samples", samples)
     parts = []
     first = 0
     with quiet(model):
-        for block in as_examples(x).batches(batch):
+        for block in as_examples(x).batches(max(1, min(batch, elements // model.numbers))):
             model.check(block, "x", first)
             first += len(block)
-            parts.append(_evidence(model, block.to(like.device, like.dtype), samples, elements))
+            parts.append(_evidence(model, model.given(block), samples, elements))
             if progress is not None:
                 progress(len(block))
     return Evidence(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
 
 
-def numbers(model: Model) -> int:
-    """Numbers that the decoder's widest layer holds for one draw of z: what memory is counted in."""
-    width = getattr(model.likelihood, "width", 1)  # 256 grey levels take 256 numbers for each value of x
-    layers = [layer.out_features for layer in model.likelihood.modules() if isinstance(layer, nn.Linear)]
-    return max(math.prod(model.event_shape) * width, *layers, 1)
-
-
 def _evidence(model: Model, x: Tensor, samples: int, elements: int) -> Evidence:
     q, p = model.posterior(x), model.prior()
-    chunk = max(1, elements // (len(x) * numbers(model)))
+    chunk = max(1, elements // (len(x) * model.numbers))
     top = x.new_full((len(x),), -math.inf, dtype=torch.float64)
     first, second = torch.zeros_like(top), torch.zeros_like(top)  # sums of w and w² over e^top
     done = 0

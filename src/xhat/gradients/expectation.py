@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.distributions import Distribution
 
-from xhat.errors import ConfigError
+from xhat.errors import ConfigError, whole_number
 from xhat.gradients.base import Function, Gradient
 from xhat.gradients.pathwise import Pathwise
 from xhat.gradients.reduction import Mean, Reduction
@@ -31,7 +31,7 @@ def gradient_of(gradient: str | Gradient, **options: Any) -> Gradient:
     """
     if isinstance(gradient, Gradient):
         return gradient
-    if gradient not in GRADIENTS:
+    if not isinstance(gradient, str) or gradient not in GRADIENTS:
         raise ConfigError(f"gradient must be one of {', '.join(GRADIENTS)}, was {gradient!r}")
     known = set(inspect.signature(GRADIENTS[gradient]).parameters)
     unknown = sorted(options.keys() - known)
@@ -95,13 +95,14 @@ def expectation(
     torch.Size([2])
     """
     estimator = gradient_of(gradient)
-    if samples < 1:
-        raise ConfigError(f"samples must be at least 1, was {samples}")
+    whole_number("samples", samples)
     check_fit(estimator, q, samples)
     events = len(q.event_shape)
 
     def checked(z: Tensor) -> Tensor:
         values = f(z)
+        if not isinstance(values, Tensor):
+            raise ConfigError(f"f must return a tensor, returned {type(values).__name__}")
         expected = z.shape[: z.ndim - events]
         if values.shape != expected:
             raise ConfigError(

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
 from xhat.conditionals import Conditional
-from xhat.data import Corruption
+from xhat.data import Corruption, Examples
 from xhat.distributions import Delta, is_discrete
 from xhat.distributions.support import extended_log_prob
-from xhat.errors import ConfigError, DataError
+from xhat.errors import ConfigError, DataError, XhatError, whole_number
 from xhat.gradients import Gradient
 from xhat.gradients.expectation import check_fit
+from xhat.networks.base import as_shape
 from xhat.objectives import ELBO, Objective, Terms
 from xhat.parts import Part
+
+_SUCH_AS = {"objective": "ELBO()", "gradient": "Pathwise()"}
 
 
 class Stage(NamedTuple):
@@ -58,6 +62,13 @@ class Model(Part, nn.Module, abc.ABC):
         self.objective = objective
         self.gradient = gradient
         self.corruption = corruption
+        for name, part, kind in (("objective", objective, Objective), ("gradient", gradient, Gradient)):
+            if not isinstance(part, kind):
+                raise ConfigError(
+                    f"{name} must be an object of xhat.{name}s, such as xhat.{name}s.{_SUCH_AS[name]}, was {part!r}"
+                )
+        if corruption is not None and not isinstance(corruption, nn.Module):
+            raise ConfigError(f"corruption must be a module, such as xhat.data.Masking(0.5), was {corruption!r}")
         self.event_shape = event_of(likelihood, "likelihood")
         self.latent_shape = event_of(posterior, "posterior")
         if isinstance(posterior, Conditional):
@@ -67,18 +78,19 @@ class Model(Part, nn.Module, abc.ABC):
         self._try_out()
 
     def _try_out(self) -> None:
-        """Put two blank examples through, so that parts that do not fit are refused now and by name."""
-        like = next((p for p in self.parameters() if p.is_floating_point()), torch.zeros(()))
+        """Put blank examples through, so that parts that do not fit are refused now and by name."""
+        like = self.like
         if like.is_meta:  # an outline of a model has shapes and no values
             return
-        x = like.new_zeros(2, *self.event_shape)
+        x = like.new_zeros(3, *self.event_shape)
         with quiet(self):
-            q = self.posterior(x)
-            check_law(q, "posterior", self.latent_shape)
+            q = _called(self.posterior, x, "posterior")
+            check_law(q, "posterior", self.latent_shape, (3,))
             # A law with a gradient to its parameters: some estimators fit only where nothing moves the support.
             with torch.enable_grad():
                 check_fit(self.gradient, self.posterior(x), self.objective.samples)
-            check_law(self.likelihood(q.sample()), "likelihood", self.event_shape)
+            likelihood = _called(self.likelihood, q.sample((2,)), "likelihood")
+            check_law(likelihood, "likelihood", self.event_shape, (2, 3))
             if hasattr(self, "prior"):
                 if isinstance(q, Delta):
                     raise ConfigError(
@@ -96,6 +108,7 @@ class Model(Part, nn.Module, abc.ABC):
                         f"the posterior {law_name(q)} and the prior {law_name(p)} do not live on the same points, so no KL "
                         "between them is finite: use a prior of the posterior's kind"
                     )
+                self.objective.fits(q, p)
                 if not _covers(p, q):
                     raise ConfigError(
                         f"the posterior {law_name(q)} draws values that are impossible under the prior {law_name(p)}, so the KL "
@@ -116,14 +129,31 @@ class Model(Part, nn.Module, abc.ABC):
         Raises:
             DataError: x has another shape, or values outside the likelihood's support.
         """
-        x = x.to(self.device)
+        x = self.given(x)
         self.check(x)
         return self(x).loss
 
     @property
+    def like(self) -> Tensor:
+        """A tensor of the model's device and dtype."""
+        return next((p for p in self.parameters() if p.is_floating_point()), torch.zeros(()))
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters are; examples and codes may come from anywhere."""
-        return next((p.device for p in self.parameters()), torch.device("cpu"))
+        return self.like.device
+
+    def given(self, x: Any) -> Tensor:
+        """What a user brings, a tensor, an array or ``Examples``, as a tensor of the model's device and dtype."""
+        x = x.tensor() if isinstance(x, Examples) else torch.as_tensor(x)
+        return x.to(self.like.device, self.like.dtype)
+
+    @property
+    def numbers(self) -> int:
+        """Numbers that the decoder's widest layer holds for one draw of z: what memory is counted in."""
+        width = getattr(self.likelihood, "width", 1)  # 256 grey levels take 256 numbers for each value of x
+        layers = [layer.out_features for layer in self.likelihood.modules() if isinstance(layer, nn.Linear)]
+        return max(math.prod(self.event_shape) * width, *layers, 1)
 
     def check(self, x: Tensor, where: str = "x", first: int = 0) -> None:
         """Refuse examples of another shape, or outside the likelihood's support.
@@ -148,8 +178,9 @@ class Model(Part, nn.Module, abc.ABC):
             DataError: x has another shape, or values outside the likelihood's support.
         """
         self.need_prior("have an evidence lower bound")
-        x = x.to(self.device)
+        x = self.given(x)
         self.check(x)
+        whole_number("samples", samples)
         kl = self.objective.kl if isinstance(self.objective, ELBO) else "auto"
         # Any number of draws has the same mean; an estimator that needs two for its baseline gets two.
         samples = max(samples, self.gradient.fewest_samples)
@@ -158,14 +189,14 @@ class Model(Part, nn.Module, abc.ABC):
     def encode(self, x: Tensor, sample: bool = False) -> Tensor:
         """The posterior's mean, or a draw from it, ``(B, *latent_shape)``."""
         with quiet(self):
-            q = self.posterior(x.to(self.device))
-            return q.sample() if sample else q.mean
+            q = self.posterior(self.given(x))
+            return q.sample() if sample else centre(q)
 
     def decode(self, z: Tensor, sample: bool = False) -> Tensor:
         """The likelihood's mean, or a draw from it, ``(B, *event_shape)``."""
         with quiet(self):
-            p = self.likelihood(z.to(self.device))
-            return p.sample() if sample else p.mean
+            p = self.likelihood(self.given(z))
+            return p.sample() if sample else centre(p)
 
     def reconstruct(self, x: Tensor, sample: bool = False) -> Tensor:
         """x̂: what the code of x decodes to; with ``sample`` both the code and the example are drawn."""
@@ -177,8 +208,7 @@ class Model(Part, nn.Module, abc.ABC):
         Raises:
             ConfigError: the model has no prior.
         """
-        if n < 1:
-            raise ConfigError(f"n must be at least 1, was {n}")
+        whole_number("n", n)
         self.need_prior("sample new examples")
         with quiet(self):
             z = self.prior().sample((n,))
@@ -218,13 +248,37 @@ def event_of(conditional: nn.Module, what: str) -> tuple[int, ...]:
         ConfigError: it declares none.
     """
     event = getattr(conditional, "event", None)
-    if not isinstance(event, Sequence):
+    if not isinstance(event, int | Sequence):
         raise ConfigError(f"the {what} {type(conditional).__name__} needs an attribute event: the shape of one draw")
-    return tuple(event)
+    return as_shape(event, f"the event of the {what}")
 
 
-def check_law(law: object, what: str, event: tuple[int, ...]) -> None:
-    """Refuse a conditional that returns no distribution, or one over events of another shape.
+def centre(law: Distribution) -> Tensor:
+    """A law's mean; where it has no formula for one (a flow, say), the average of 256 draws that are always the same."""
+    try:
+        return law.mean
+    except NotImplementedError:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return law.sample((256,)).mean(0)
+
+
+def _called(conditional: nn.Module, context: Tensor, what: str) -> Distribution:
+    """A conditional's law, for a context that it must be able to take."""
+    try:
+        law: Distribution = conditional(context)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        if isinstance(error, XhatError):
+            raise
+        raise ConfigError(
+            f"the {what} {type(conditional).__name__} fails on a context of shape {tuple(context.shape)}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    return law
+
+
+def check_law(law: object, what: str, event: tuple[int, ...], batch: tuple[int, ...]) -> None:
+    """Refuse a conditional that returns no distribution, or one over events or batches of another shape.
 
     Raises:
         ConfigError: says which.
@@ -235,6 +289,11 @@ def check_law(law: object, what: str, event: tuple[int, ...]) -> None:
         raise ConfigError(
             f"the {what} {law_name(law)} has event shape {tuple(law.event_shape)}, but declares {event}: wrap the law in "
             "torch.distributions.Independent"
+        )
+    if tuple(law.batch_shape) != batch:
+        raise ConfigError(
+            f"the {what} {law_name(law)} has batch shape {tuple(law.batch_shape)} for a context with batch shape {batch}: it "
+            "must keep all leading dimensions, (S, B) of them for S draws of z"
         )
 
 

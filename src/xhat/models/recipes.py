@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from xhat import conditionals, priors
 from xhat.conditionals import CONDITIONALS, Conditional
 from xhat.data import corruption_from
-from xhat.errors import ConfigError
+from xhat.errors import ConfigError, whole_number
 from xhat.gradients import gradient_of
 from xhat.models.autoencoder import Autoencoder
 from xhat.models.base import Model
@@ -203,7 +203,12 @@ def build(recipe: str, shape: int | Sequence[int], **options: Any) -> Model:
     for name, (what, values) in NEEDS.items():
         if name in given and what in chosen and chosen[what] not in values:
             raise ConfigError(f"{name} is an option of {what}={' or '.join(map(repr, values))}, but {what} is {chosen[what]!r}")
-    as_shape(chosen["latent"], "latent")
+    whole_number("latent", chosen["latent"])
+    for name in ("hidden", "channels"):
+        if name in given and not isinstance(given[name], list | tuple):
+            raise ConfigError(f"{name} must be a list of sizes, such as [400, 200], was {given[name]!r}")
+    if "levels" in given and "categorical" not in (chosen["likelihood"], chosen.get("posterior")):
+        raise ConfigError(f"levels is an option of 'categorical', but the likelihood is {chosen['likelihood']!r}")
     return row.make(as_shape(shape, "shape"), chosen)
 
 

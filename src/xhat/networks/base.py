@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from xhat.errors import ConfigError
+from xhat.errors import ConfigError, whole_number
 from xhat.parts import Part
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -37,10 +37,12 @@ def activation_of(name: str) -> nn.Module:
 
 def as_shape(shape: int | Sequence[int], what: str) -> tuple[int, ...]:
     """An event shape from an int or a sequence; every size must be at least 1."""
-    sizes = (shape,) if isinstance(shape, int) else tuple(int(size) for size in shape)
-    if not sizes or any(size < 1 for size in sizes):
-        raise ConfigError(f"{what} must be at least 1, was {shape!r}")
-    return sizes
+    sizes: tuple[object, ...] = tuple(shape) if isinstance(shape, Sequence) and not isinstance(shape, str) else (shape,)
+    if not sizes:
+        raise ConfigError(f"{what} must be at least one size, was {shape!r}")
+    for size in sizes:
+        whole_number(what, size)
+    return tuple(int(size) for size in sizes)  # type: ignore[call-overload]
 
 
 class Network(Part, nn.Module, abc.ABC):
@@ -68,7 +70,7 @@ class LinearHead(nn.Module):
 def head_of(network: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     """The layer that maps a network's features to ``(N, *shape)``; also for networks that are not xhat's.
 
-    A foreign network is asked for ``out_features``; a ``Sequential`` is asked from its end for the last layer that has one.
+    A foreign network is asked for ``out_features``; a ``Sequential`` that has none, from its end, for the last layer with one.
 
     Raises:
         ConfigError: nothing says how many features come out.
@@ -77,8 +79,8 @@ def head_of(network: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     if callable(make):
         head: nn.Module = make(shape)
         return head
-    candidates = [network, *reversed(list(network.modules()))]
-    for module in candidates:
+    layers = [network, *reversed(list(network.modules()))] if isinstance(network, nn.Sequential) else [network]
+    for module in layers:
         features = getattr(module, "out_features", None)
         if isinstance(features, int):
             return LinearHead(features, shape)

@@ -36,11 +36,19 @@ class Objective(Part, nn.Module, abc.ABC):
     """
 
     samples: int = 1
+    warmup: float = 0.0  # epochs until the objective is what it will be
     name: str
 
     @abc.abstractmethod
     def forward(self, model: Chassis, x: Tensor, target: Tensor) -> Terms:
         """The terms for an encoder's input ``x`` and a target, both ``(B, *event)``; they differ when x is corrupted."""
+
+    def fits(self, q: Distribution, p: Distribution) -> None:
+        """Refuse, when a model is put together, a posterior and a prior that the objective cannot serve.
+
+        Raises:
+            ConfigError: says what is missing.
+        """
 
     def at(self, epoch: float) -> None:
         """Tell the objective how far training is, for schedules such as β warm-up."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from xhat.distributions import kl_divergence, kl_per_dimension
+from xhat.distributions import has_closed_form, kl_per_dimension
 from xhat.distributions.kl_table import closed_form
-from xhat.errors import ConfigError
+from xhat.errors import ConfigError, whole_number
 from xhat.gradients import expectation
 from xhat.objectives.base import Chassis, Objective, Terms
 
@@ -50,17 +52,23 @@ class ELBO(Objective):
     ) -> None:
         super().__init__()
         for option, value in (("beta", beta), ("warmup", warmup), ("free_bits", free_bits)):
-            if not value >= 0:
-                raise ConfigError(f"{option} must be at least 0, was {value}")
+            if not isinstance(value, int | float) or not 0 <= value < math.inf:
+                raise ConfigError(f"{option} must be at least 0, was {value!r}")
         if kl not in KL:
             raise ConfigError(f"kl must be one of {', '.join(KL)}, was {kl!r}")
         if free_bits > 0 and kl == "sampled":
             raise ConfigError("free_bits needs the KL of each dimension, which only kl='analytic' has")
-        if samples < 1:
-            raise ConfigError(f"samples must be at least 1, was {samples}")
+        whole_number("samples", samples)
         self.beta, self.warmup, self.free_bits, self.kl, self.samples = beta, warmup, free_bits, kl, samples
         # A tensor, so that a schedule changes no constant of a compiled program.
         self.register_buffer("weight", torch.tensor(0.0 if warmup > 0 else float(beta)))
+
+    def fits(self, q: Distribution, p: Distribution) -> None:
+        if (self.kl == "analytic" or self.free_bits > 0) and not has_closed_form(q, p):
+            raise ConfigError(
+                "the KL of this posterior and prior has no closed form, which kl='analytic' and free_bits need: use "
+                "kl='sampled' without free_bits"
+            )
 
     def at(self, epoch: float) -> None:
         if self.warmup > 0:
@@ -71,8 +79,7 @@ class ELBO(Objective):
         kl = None if self.kl == "sampled" else closed_form(q, p)
         if kl is not None:
             return self._analytic(model, target, q, p, kl)
-        if self.kl == "analytic" or self.free_bits > 0:
-            kl_divergence(q, p)  # raises, and says which pair has no closed form
+        self.fits(q, p)
         return self._sampled(model, target, q, p)
 
     def _analytic(self, model: Chassis, target: Tensor, q: Distribution, p: Distribution, kl: Tensor) -> Terms:

@@ -82,6 +82,8 @@ def _prepare(
             f"batch_size is {settings.batch_size}, but there are only {len(train_examples)} training examples: lower it, or "
             "leave it out"
         )
+    if settings.pretrain_epochs is not None and len(model.stages()) == 1:
+        raise ConfigError(f"pretrain_epochs is for stacked models, and {type(model).__name__} trains in one go: leave it out")
     if settings.patience is not None and valid is None:
         raise ConfigError("patience needs validation examples to watch: pass valid=…, or leave patience out")
     device = settings.device
@@ -119,7 +121,9 @@ def _settings(settings: dict[str, Any], out: str | Path | None, resume: bool) ->
     try:
         return Settings(**settings)
     except TypeError as error:
-        raise ConfigError(f"{error}; the settings are {', '.join(Settings.__dataclass_fields__)}") from error
+        unknown = ", ".join(name for name in settings if name not in Settings.__dataclass_fields__)
+        known = ", ".join(Settings.__dataclass_fields__)
+        raise ConfigError(f"there is no setting {unknown}; the settings are {known}") from error
 
 
 def train(
@@ -222,14 +226,19 @@ def fit(
                 interrupted = True
                 break
     if interrupted and folder is not None:
+        loop.check_weights()
         folder.save_state(loop.tensors(), loop.state())
-        print(
-            f"stopped after step {loop.progress.step}; go on with: xhat train --resume {shlex.quote(str(folder.path))}",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(f"stopped after step {loop.progress.step}; go on with: {_how_to_resume(folder)}", file=sys.stderr, flush=True)
     model.eval()
     return History(rows, time.perf_counter() - began, interrupted, None if folder is None else folder.path)
+
+
+def _how_to_resume(folder: RunFolder) -> str:
+    """The command, where config.json says enough for it; else the call."""
+    config = folder.config()
+    if config.get("model") is not None and "data" in config:
+        return f"xhat train --resume {shlex.quote(str(folder.path))}"
+    return f"xhat.fit(model, x, …, out={str(folder.path)!r}, resume=True)"
 
 
 @contextlib.contextmanager

@@ -49,8 +49,8 @@ class RunFolder:
             self._remove_run()
         if (self.checkpoints / LAST).exists() or self.model_file.exists():
             raise CheckpointError(
-                f"{self.path} holds a run already: go on with it (xhat train --resume {shlex.quote(str(self.path))}), "
-                "replace it (--overwrite), or choose another folder"
+                f"{self.path} holds a run already: go on with it (xhat train --resume {shlex.quote(str(self.path))}, "
+                "or resume=True), replace it (--overwrite), or choose another folder"
             )
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from xhat.data import Examples
-from xhat.errors import CheckpointError, TrainingError
+from xhat.errors import CheckpointError, ConfigError, TrainingError
 from xhat.models.base import Model, Stage, quiet
 from xhat.models.files import put_state, state_of
 from xhat.objectives import Terms
 from xhat.training.settings import Settings
 
-CHUNK = 1000  # examples at once in validation
+CHUNK = 1000  # examples at once in validation, and
+ELEMENTS = 20_000_000  # numbers at once that the likelihood makes for them
 
 
 class Step(NamedTuple):
@@ -59,7 +60,8 @@ class Loop:
         self.progress = Progress()
         self.stages = model.stages()
         self.batch_size = min(settings.batch_size or 128, len(train))
-        self.batches = math.ceil(len(train) / self.batch_size)
+        # A last batch of one example, which batch normalisation cannot take, joins the one before.
+        self.batches = max(1, math.ceil((len(train) - 1) / self.batch_size))
         self.best: dict[str, Tensor] | None = None
         self._enter(0)
 
@@ -84,6 +86,8 @@ class Loop:
         self.best = None
         cls = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.settings.optimizer]
         parameters = [p for p in self.stage.module.parameters() if p.requires_grad]
+        if not parameters:
+            raise ConfigError(f"nothing can be trained in {self.stage.name}: every parameter is frozen (requires_grad is False)")
         self.optimizer = cls(parameters, lr=self.settings.lr, weight_decay=self.settings.weight_decay, fused=True)
 
     def rate(self, done: float) -> float:
@@ -112,7 +116,7 @@ class Loop:
             order = self.order()
             while progress.batch < self.batches:
                 start = progress.batch * self.batch_size
-                x = self.train[order[start : start + self.batch_size]].to(self.device)
+                x = self.model.given(self.train[order[start : self._end(start)]])
                 loss = self._step(x)
                 last = progress.batch == self.batches
                 record = self._end_epoch() if last else None
@@ -121,6 +125,10 @@ class Loop:
                 yield Step(stage, epoch, progress.step, self.total_steps, loss, record)
                 if last:
                     break
+
+    def _end(self, start: int) -> int:
+        """Where the batch that starts here ends."""
+        return len(self.train) if self.progress.batch == self.batches - 1 else start + self.batch_size
 
     def _step(self, x: Tensor) -> float:
         progress, settings = self.progress, self.settings
@@ -153,24 +161,19 @@ class Loop:
     def _end_epoch(self) -> dict[str, Any]:
         """Validate, log, and go on to the next epoch, the next stage or the end."""
         progress, settings = self.progress, self.settings
-        for name, tensor in self.model.named_parameters():
-            if not bool(tensor.isfinite().all()):
-                raise TrainingError(
-                    f"the weights {name} are no longer finite after step {progress.step} (epoch {progress.epoch + 1}): lower "
-                    "the learning rate (--lr) or clip the gradient (--clip 1)"
-                )
+        self.check_weights()
         record: dict[str, Any] = {"stage": self.stage.name, "epoch": progress.epoch + 1, "step": progress.step}
         record |= {"lr": self.optimizer.param_groups[0]["lr"]}
         record |= {f"train_{name}": value for name, value in progress.sums.items()}
         if self.valid is not None:
             measures = self.validate(self.valid)
             record |= {f"valid_{name}": value for name, value in measures.items()}
-            score = -measures["elbo"] if "elbo" in measures else measures["loss"]
+            score = measures["loss"]
             if score < progress.best:
                 progress.best, progress.best_epoch, progress.waited = score, progress.epoch + 1, 0
                 record["improved"] = True
                 self.best = {name: tensor.clone() for name, tensor in state_of(self.model).items()}
-            else:
+            elif progress.epoch + 1 > self.stage.objective.warmup:
                 progress.waited += 1
         progress.sums, progress.batch = {}, 0
         progress.epoch += 1
@@ -185,14 +188,30 @@ class Loop:
                 progress.done = True
         return record
 
+    def check_weights(self) -> None:
+        """Refuse to go on, or to save, with weights that are not finite.
+
+        Raises:
+            TrainingError: names the first such weights and the step.
+        """
+        for name, tensor in self.model.named_parameters():
+            if not bool(tensor.isfinite().all()):
+                raise TrainingError(
+                    f"the weights {name} are no longer finite after step {self.progress.step} (epoch "
+                    f"{self.progress.epoch + 1}): lower the learning rate (--lr) or clip the gradient (--clip 1)"
+                )
+
     def validate(self, x: Examples) -> dict[str, float]:
         """Means over examples of the loss and the measures, with random numbers of their own: the same at each epoch."""
         sums: dict[str, float] = {}
         devices = [self.device] if self.device.type == "cuda" else []
         with quiet(self.stage.module), torch.random.fork_rng(devices=devices):
             torch.manual_seed(self.settings.seed)
-            for batch in x.batches(CHUNK):
-                terms: Terms = self.stage.module(batch.to(self.device))
+            # Judged by what the objective will be: weights that were best while the KL cost nothing are not wanted back.
+            self.stage.objective.at(math.inf)
+            chunk = max(1, min(CHUNK, ELEMENTS // (self.model.numbers * self.stage.objective.samples)))
+            for batch in x.batches(chunk):
+                terms: Terms = self.stage.module(self.model.given(batch))
                 for name, values in {"loss": terms.loss, **terms.measures}.items():
                     sums[name] = sums.get(name, 0.0) + float(values.double().sum()) / len(x)
         return sums

@@ -27,8 +27,8 @@ class Settings:
         schedule: "constant", or "cosine" down to 0 at the last step.
         warmup: epochs over which the learning rate rises from 0.
         clip: largest norm of the gradient; longer ones are scaled down.
-        patience: stop after this many epochs without a better validation bound.
-        keep: which weights the model ends with, the "best" by the validation bound or the "last".
+        patience: stop after this many epochs without a better objective on the validation examples; a β warm-up does not count.
+        keep: which weights the model ends with, the "best" by the objective on the validation examples or the "last".
         seed: of everything random.
         checkpoint_every: epochs between checkpoints.
         device: "auto", "cpu", "cuda".

@@ -14,7 +14,7 @@ from xhat.distributions import is_discrete
 from xhat.errors import whole_number
 from xhat.models.base import Model, quiet
 
-ELEMENTS = 2_000_000  # at once: large enough to keep two cores in matrix products, small enough for any machine
+ELEMENTS = 1_000_000  # numbers of the likelihood at once: more is no faster, and memory is bounded by it
 BATCH = 100
 
 

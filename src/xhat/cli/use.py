@@ -293,7 +293,7 @@ def _held_evaluation(folder: RunFolder) -> Evaluation | None:
         return None
     try:
         held = json.loads(place.read_text())
-        return Evaluation.from_dict(held) if held["data"] == "test" and held["limit"] is None else None
+        return Evaluation.from_dict(held) if held["data"] == "test" and held.get("limit") is None else None
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{place} is damaged ({error}): write it again with xhat evaluate {folder.path}") from error
 

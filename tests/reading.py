@@ -32,7 +32,7 @@ def one_sentence(error, *words):
         assert word in text, text
 
 
-def refused(source, *words, **options):
+def check_refused(source, *words, **options):
     """Loading the source is refused in one sentence that holds the words."""
     with pytest.raises(XhatError) as error:
         load_data(source, **options)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from reading import random, raw_of, refused
+from reading import check_refused, random, raw_of
 from xhat.data import load_data
 
 
@@ -67,7 +67,7 @@ def test_other_modes(picture):
     assert raw_of(folder).train.shape == (1, 3, 2, 2)
     (folder / "a.png").unlink()
     Image.fromarray(random(2, 2)).save(folder / "a.tif")
-    refused(folder, "a.tif", "floating-point")
+    check_refused(folder, "a.tif", "floating-point")
 
 
 def test_sub_folders_are_labels(picture):
@@ -101,14 +101,14 @@ def test_both_words_for_validation_are_one_split(picture):
 def test_images_of_several_sizes_need_resize(picture):
     for i in range(6):
         folder = picture(f"{i}.png", random(4, 6 + (i == 3), dtype=np.uint8))
-    refused(folder, "3.png", "4x7", "4x6", "--resize 4x6")
+    check_refused(folder, "3.png", "4x7", "4x6", "--resize 4x6")
     data = load_data(folder, resize=(8, 5))
     assert data.shape == (1, 8, 5)
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
-    refused(tmp_path, "neither images nor the MNIST files")
+    check_refused(tmp_path, "neither images nor the MNIST files")
 
 
 def test_a_single_image_is_refused(picture):
-    refused(picture("a.png", random(4, 4, dtype=np.uint8)) / "a.png", "give the folder")
+    check_refused(picture("a.png", random(4, 4, dtype=np.uint8)) / "a.png", "give the folder")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from reading import random, raw_of, refused
+from reading import check_refused, random, raw_of
 from xhat.data import load_data
 from xhat.errors import ConfigError, DataError, XhatError
 
@@ -47,7 +47,7 @@ def test_digits_do_not_import_scikit_learn():
 
 def test_digits_without_scikit_learn(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    refused("digits", "pip install 'xhat[sklearn]'")
+    check_refused("digits", "pip install 'xhat[sklearn]'")
 
 
 # ---- npy and npz
@@ -102,29 +102,29 @@ def test_npz_with_splits(tmp_path, names, label_names):
 def test_npz_choice(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, first=random(10, 3), second=random(10, 2), group=np.array(["a", "b"] * 5))
-    refused(path, "first, second, group", "array=NAME")
-    refused(path, "no array 'third'", array="third")
-    refused(path, "no array 'class'", array="first", labels="class")
+    check_refused(path, "first, second, group", "array=NAME")
+    check_refused(path, "no array 'third'", array="third")
+    check_refused(path, "no array 'class'", array="first", labels="class")
     assert load_data(path, array="second").shape == (2,)
     assert load_data(path, array="second", labels="group").label_names == ("a", "b")
-    refused(path, "must be one of the names", array="first", labels=2)
+    check_refused(path, "must be one of the names", array="first", labels=2)
 
 
 def test_npz_splits_of_different_shapes_are_refused(tmp_path):
     np.savez(tmp_path / "a.npz", train=random(10, 3), test=random(10, 4))
-    refused(tmp_path / "a.npz", "test split", "(4,)", "(3,)")
+    check_refused(tmp_path / "a.npz", "test split", "(4,)", "(3,)")
 
 
 def test_npz_labels_of_a_different_length_are_refused(tmp_path):
     np.savez(tmp_path / "a.npz", train=random(10, 3), y_train=np.arange(9))
-    refused(tmp_path / "a.npz", "labels must be one for each")
+    check_refused(tmp_path / "a.npz", "labels must be one for each")
 
 
 def test_nan_in_a_test_split_says_so(tmp_path):
     test = random(10, 3)
     test[2, 1] = np.nan
     np.savez(tmp_path / "a.npz", train=random(10, 3), test=test)
-    refused(tmp_path / "a.npz", "the test split of a.npz", "row 2, column 1")
+    check_refused(tmp_path / "a.npz", "the test split of a.npz", "row 2, column 1")
 
 
 class Trap:
@@ -145,7 +145,7 @@ def test_pickled_objects_are_refused_and_not_run(tmp_path, ending):
         np.save(path, objects, allow_pickle=True)
     else:
         np.savez(path, x=objects)
-    refused(path, str(path), "pickled")
+    check_refused(path, str(path), "pickled")
     assert not trace.exists()
 
 
@@ -154,7 +154,7 @@ def test_a_pickle_in_disguise_is_refused_and_not_run(tmp_path):
 
     for name in ("a.npy", "a.npz"):
         (tmp_path / name).write_bytes(pickle.dumps(Trap(tmp_path / "trace")))
-        refused(tmp_path / name, name)
+        check_refused(tmp_path / name, name)
     assert not (tmp_path / "trace").exists()
 
 
@@ -162,10 +162,10 @@ def test_npy_that_claims_to_be_enormous(tmp_path):
     path = tmp_path / "a.npy"
     np.save(path, random(2, 3))
     path.write_bytes(path.read_bytes().replace(b"(2, 3)", b"(2**60, 3)"[:6]).replace(b"(2, 3)", b"(9, 9)"))
-    refused(path, str(path))
+    check_refused(path, str(path))
     header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1152921504606846976, 3), }\n"
     path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
-    refused(path, str(path))
+    check_refused(path, str(path))
 
 
 # ---- IDX
@@ -209,7 +209,7 @@ def test_mnist_folder(tmp_path, end, joint):
 def test_missing_extras_are_named(tmp_path, monkeypatch, module, name):
     monkeypatch.setitem(sys.modules, module, None)
     (tmp_path / name).write_bytes(b"PAR1")
-    refused(tmp_path / name if module == "pyarrow" else tmp_path, "pip install 'xhat[data]'")
+    check_refused(tmp_path / name if module == "pyarrow" else tmp_path, "pip install 'xhat[data]'")
 
 
 # ---- damage of all kinds
@@ -241,7 +241,7 @@ def test_files_cut_short_are_refused_by_name(samples, part):
     for path, source in samples:
         whole = path.read_bytes()
         path.write_bytes(whole[: int(part * len(whole))])
-        refused(source, str(path))
+        check_refused(source, str(path))
         path.write_bytes(whole)
 
 
@@ -250,7 +250,7 @@ def test_files_of_something_else_are_refused_by_name(samples, content):
     for path, source in samples:
         whole = path.read_bytes()
         path.write_bytes(content)
-        refused(source, str(path))
+        check_refused(source, str(path))
         path.write_bytes(whole)
 
 
@@ -269,9 +269,9 @@ def test_flipped_bytes_are_read_or_refused_but_never_crash(samples):
 
 
 def test_missing_paths_list_what_is_understood(tmp_path):
-    refused(tmp_path / "nothing.npz", "there is no file or folder", "nothing.npz")
-    refused("", "empty text")
-    refused(
+    check_refused(tmp_path / "nothing.npz", "there is no file or folder", "nothing.npz")
+    check_refused("", "empty text")
+    check_refused(
         "nosuchword",
         "there is no file or folder",
         "nosuchword",
@@ -286,7 +286,7 @@ def test_missing_paths_list_what_is_understood(tmp_path):
 
 def test_unknown_endings_list_what_is_understood(tmp_path):
     (tmp_path / "a.mat").write_bytes(b"MATLAB")
-    refused(tmp_path / "a.mat", "'.mat'", "understood are")
+    check_refused(tmp_path / "a.mat", "'.mat'", "understood are")
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.csv", "a.idx", "a.idx.gz"])
@@ -298,7 +298,7 @@ def test_forbidden_files(tmp_path, monkeypatch, name):
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "open", forbidden)
-    refused(path, str(path), "permission is denied")
+    check_refused(path, str(path), "permission is denied")
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_forbidden_files(tmp_path, monkeypatch, name):
 )
 def test_options_of_other_formats_are_refused(tmp_path, name, options, words):
     (tmp_path / name).write_bytes(b"1,2\n")
-    assert isinstance(refused(tmp_path / name, words, **options), ConfigError)
+    assert isinstance(check_refused(tmp_path / name, words, **options), ConfigError)
 
 
 def test_data_errors_keep_their_cause(tmp_path):
@@ -372,7 +372,7 @@ def test_shared_anomaly_sets(name, n, d):
 
 @shared
 def test_shared_adult():
-    refused(SHARED / "adult" / "data.csv", "row 28", "column 2")
+    check_refused(SHARED / "adult" / "data.csv", "row 28", "column 2")
     data = load_data(SHARED / "adult" / "data.csv", nonfinite="drop")
     assert data.shape == (12,)
     assert data.kind.name == "real"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from reading import raw_of, refused
+from reading import check_refused, raw_of
 from xhat.data import load_data
 
 # ---- CSV
@@ -76,12 +76,12 @@ BAD_CSV = [
 
 @pytest.mark.parametrize(("text", "words", "options"), BAD_CSV, ids=range(len(BAD_CSV)))
 def test_bad_csv(tmp_path, text, words, options):
-    refused(csv(tmp_path, text), "a.csv", *words, **options)
+    check_refused(csv(tmp_path, text), "a.csv", *words, **options)
 
 
 def test_csv_in_another_encoding_is_refused(tmp_path):
     (tmp_path / "a.csv").write_bytes("größe\n1\n2\n".encode("latin-1"))
-    refused(tmp_path / "a.csv", "a.csv", "utf-8")
+    check_refused(tmp_path / "a.csv", "a.csv", "utf-8")
 
 
 def test_csv_rows_with_gaps_can_be_left_out(tmp_path):
@@ -93,7 +93,7 @@ def test_csv_rows_with_gaps_can_be_left_out(tmp_path):
 
 def test_csv_names_the_constant_column(tmp_path):
     path = csv(tmp_path, "age,planet\n" + "".join(f"{i}.5,3\n" for i in range(12)))
-    refused(path, "column 'planet'", "--drop-constant")
+    check_refused(path, "column 'planet'", "--drop-constant")
     data = load_data(path, drop_constant=True)
     assert data.columns == ("age",)
     assert "'planet'" in data.describe()
@@ -140,4 +140,4 @@ def test_parquet_labels(parquet, label):
     ],
 )
 def test_bad_parquet(parquet, columns, words, options):
-    refused(parquet(**columns), "a.parquet", *words, **options)
+    check_refused(parquet(**columns), "a.parquet", *words, **options)

@@ -25,7 +25,7 @@ def small(**options: Any) -> xhat.Model:
     return xhat.build("vae", shape=(4,), latent=2, hidden=[8], **options)
 
 
-def refusal(path: Path) -> str:
+def check_refusal(path: Path) -> str:
     with pytest.raises(CheckpointError) as caught:
         xhat.load(path)
     sentence = str(caught.value)
@@ -87,7 +87,7 @@ def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
     whole = place.read_bytes()
     for length in range(0, len(whole), 97):
         place.write_bytes(whole[:length])
-        refusal(place)
+        check_refusal(place)
 
 
 class Payload:
@@ -107,16 +107,16 @@ def test_a_renamed_pickle_is_refused_and_not_opened(tmp_path: Path, kind: str | 
         place.write_bytes(pickle.dumps({"weights": Payload(trap)}, protocol=kind))
     else:
         torch.save(Payload(trap), place, _use_new_zipfile_serialization=kind == "zip")
-    refusal(place)
+    check_refusal(place)
     assert not trap.exists()
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").write_bytes(b"")
-    refusal(tmp_path / "empty")
-    refusal(tmp_path)
-    refusal(tmp_path / "nowhere")
-    refusal(tmp_path / "empty" / "below")
+    check_refusal(tmp_path / "empty")
+    check_refusal(tmp_path)
+    check_refusal(tmp_path / "nowhere")
+    check_refusal(tmp_path / "empty" / "below")
 
 
 NETWORK = ("posterior", "arguments", "network", "arguments")
@@ -170,7 +170,7 @@ HOSTILE = {
 def test_a_hostile_specification_is_refused(tmp_path: Path, name: str) -> None:
     metadata = {"kind": "model", "xhat": "0", "specification": HOSTILE[name]}
     place = write_tensors(tmp_path / "m.safetensors", state_of(small()), metadata)
-    refusal(place)
+    check_refusal(place)
 
 
 def test_nothing_large_is_made_before_sizes_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +183,7 @@ def test_nothing_large_is_made_before_sizes_are_compared(tmp_path: Path, monkeyp
         real(layer)
 
     monkeypatch.setattr(torch.nn.Linear, "reset_parameters", only_outlines)
-    assert "does not match" in refusal(place)
+    assert "does not match" in check_refusal(place)
 
 
 def test_tensors_that_do_not_fit_leave_the_model_untouched(tmp_path: Path) -> None:

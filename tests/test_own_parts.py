@@ -100,6 +100,11 @@ def test_names_in_place_of_parts_are_refused_in_words():
             small(**{name: value})
 
 
+def test_a_stacked_autoencoder_of_bare_modules_is_refused():
+    with pytest.raises(ConfigError, match=r"its posterior must be one of xhat\.conditionals on an MLP, was Bare"):
+        xhat.Stacked(Bare(2, lambda x: x), conditionals.Normal(MLP(2, []), 6, scale=1.0))
+
+
 def test_the_guess_of_a_foreign_networks_features_stops_at_sequentials():
     class Net(nn.Module):
         def __init__(self):

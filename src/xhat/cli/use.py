@@ -114,8 +114,7 @@ def sample(run: Path, *, n: int = 64, out: Path | None = None, draw: bool = Fals
     place = _place(out, folder, model, "samples")
     torch.manual_seed(seed)
     x = model.sample(n, sample=draw)
-    told = told_of(folder)
-    write(place, {"samples": _own_units(x, told)}, _columns(told))
+    _write_examples(place, folder, {"samples": x})
     print(f"{n} new examples of shape {tuple(x.shape[1:])} written to {place}")
 
 
@@ -190,8 +189,7 @@ def decode(run: Path, codes: Path, *, out: Path | None = None, draw: bool = Fals
     z = read_codes(codes, model.latent_shape)
     torch.manual_seed(seed)
     x = torch.cat([model.decode(block, sample=draw) for block in z.split(CHUNK)])
-    told = told_of(folder)
-    write(place, {"decoded": _own_units(x, told)}, _columns(told))
+    _write_examples(place, folder, {"decoded": x})
     print(f"{len(x)} examples written to {place}")
 
 
@@ -240,7 +238,7 @@ def reconstruct(
     folder, model = _open(run)
     place = _place(out, folder, model, "reconstructions")
     corruption = None if corrupt is None else corruption_from(corrupt)
-    examples, told = examples_for(folder, data, split)
+    examples, _ = examples_for(folder, data, split)
     examples = _limited(examples, limit)
     torch.manual_seed(seed)
     x = examples.tensor()
@@ -249,7 +247,7 @@ def reconstruct(
     arrays = {"x_hat": back, "x": x} if place.suffix in (".npy", ".csv") else {"x": x, "x_hat": back}
     if corruption is not None and place.suffix not in (".npy", ".csv"):
         arrays = {"x": x, "corrupted": seen, "x_hat": back}
-    write(place, {name: _own_units(values, told) for name, values in arrays.items()}, _columns(told))
+    _write_examples(place, folder, arrays)
     print(f"{len(x)} reconstructions written to {place}; mean squared error an example {squared_error(back, x).mean():.4f}")
     if corruption is not None:
         print(f"the corrupted examples' own squared error to the clean ones is {squared_error(seen, x).mean():.4f}")
@@ -341,6 +339,12 @@ def _mapped(model: Model, examples: Examples, function: Any) -> Tensor:
             raise DataError(f"the data have examples of shape {tuple(block.shape[1:])}, but the model takes {model.event_shape}")
         blocks.append(function(block))
     return torch.cat(blocks)
+
+
+def _write_examples(place: Path, folder: RunFolder, arrays: dict[str, Tensor]) -> None:
+    """Write examples in the units, and under the column names, of the run's data."""
+    told = told_of(folder)
+    write(place, {name: _own_units(values, told) for name, values in arrays.items()}, _columns(told))
 
 
 def _own_units(x: Tensor, told: dict[str, Any]) -> Tensor:

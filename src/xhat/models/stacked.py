@@ -49,6 +49,12 @@ class Stacked(Model):
     ) -> None:
         if isinstance(objective, ELBO):
             raise ConfigError("a Stacked autoencoder has no prior, so it has no ELBO: use objectives.SquaredError")
+        for what, part in (("posterior", posterior), ("likelihood", likelihood)):
+            if not isinstance(part, Conditional):
+                raise ConfigError(
+                    f"a Stacked autoencoder takes its networks apart, so its {what} must be one of xhat.conditionals on an MLP, "
+                    f"was {type(part).__name__}"
+                )
         if isinstance(corruption, Masking) and corruption.pixelwise:
             raise ConfigError("the stages of a Stacked autoencoder corrupt codes, which have no pixels: use pixelwise=False")
         up = linears(posterior.network, posterior.head)

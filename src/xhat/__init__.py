@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from xhat.errors import CheckpointError, ConfigError, DataError, TrainingError, XhatError
     from xhat.evaluation.evaluate import Evaluation, evaluate
     from xhat.evaluation.evidence import Evidence, log_likelihood
-    from xhat.gradients import expectation
+    from xhat.gradients import Sampling, expectation
     from xhat.models.autoencoder import Autoencoder
     from xhat.models.base import Model
     from xhat.models.files import load, save
@@ -38,6 +38,7 @@ _HOME = {
     "Examples": "xhat.data",
     "Model": "xhat.models.base",
     "RECIPES": "xhat.models.recipes",
+    "Sampling": "xhat.gradients",
     "Stacked": "xhat.models.stacked",
     "TrainingError": "xhat.errors",
     "VAE": "xhat.models.vae",
@@ -67,6 +68,7 @@ __all__ = [
     "Examples",
     "Model",
     "RECIPES",
+    "Sampling",
     "Stacked",
     "TrainingError",
     "VAE",

@@ -41,6 +41,7 @@ def train(
 
         xhat train digits --recipe vae --latent 8 --epochs 30 --out runs/digits
         xhat train mnist/ --binarize dynamic --hidden 400 --latent 20 --epochs 20 --out runs/mnist
+        xhat train mnist/ --binarize static --recipe bernoulli-vae --latent 200 --gradient disarm --out runs/bits
         xhat train table.csv --recipe autoencoder --hidden none --latent 3 --out runs/pca
         xhat train --resume runs/mnist
 
@@ -49,7 +50,7 @@ def train(
     source
         digits, or a file (npy, npz, idx, idx.gz, csv, parquet), or a folder (of images, or MNIST's four files).
     recipe
-        autoencoder, denoising, stacked or vae.
+        autoencoder, denoising, stacked, vae, bernoulli-vae or categorical-vae.
     out
         The run folder to make; runs/SOURCE-RECIPE unless given.
     resume
@@ -75,7 +76,7 @@ def train(
     loaded = load_data(source, seed=settings.seed, **keywords)
     print(loaded.describe())
     options = given_options(model)
-    if "likelihood" not in options and recipe == "vae":
+    if "likelihood" not in options and recipe in RECIPES and RECIPES[recipe].variational:
         options["likelihood"] = loaded.kind.likelihood
     if options.get("likelihood") == "categorical" and loaded.kind.levels:
         options.setdefault("levels", loaded.kind.levels)

@@ -4,8 +4,9 @@ A posterior q(z|x) is a conditional, and so is a likelihood p(x|z). Each takes a
 the last layer is made here, in the size that the law needs.
 """
 
-from xhat.conditionals.base import Conditional, positive
-from xhat.conditionals.discrete import Bernoulli, Categorical, ContinuousBernoulli, Poisson
+from xhat.conditionals.base import Conditional, event_of, positive
+from xhat.conditionals.chain import Chain
+from xhat.conditionals.discrete import Bernoulli, Categorical, ContinuousBernoulli, OneHotCategorical, Poisson
 from xhat.conditionals.normal import Delta, MultivariateNormal, Normal
 
 CONDITIONALS: dict[str, type[Conditional]] = {
@@ -14,6 +15,7 @@ CONDITIONALS: dict[str, type[Conditional]] = {
     "bernoulli": Bernoulli,
     "continuous-bernoulli": ContinuousBernoulli,
     "categorical": Categorical,
+    "one-hot-categorical": OneHotCategorical,
     "poisson": Poisson,
     "delta": Delta,
 }
@@ -22,11 +24,14 @@ __all__ = [
     "CONDITIONALS",
     "Bernoulli",
     "Categorical",
+    "Chain",
     "Conditional",
     "ContinuousBernoulli",
     "Delta",
     "MultivariateNormal",
     "Normal",
+    "OneHotCategorical",
     "Poisson",
+    "event_of",
     "positive",
 ]

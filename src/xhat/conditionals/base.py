@@ -115,10 +115,24 @@ class Conditional(Part, nn.Module, abc.ABC):
         if bool(inside.all()):
             return
         place = (~inside).nonzero()[0].tolist()
+        held = x[tuple(place)]
+        value = f"{held.item():g}" if held.ndim == 0 else f"[{', '.join(f'{number:g}' for number in held.tolist())}]"
         raise DataError(
-            f"{where}: example {first + place[0]} holds {x[tuple(place)].item():g} at {tuple(place[1:])}, outside the support "
+            f"{where}: example {first + place[0]} holds {value} at {tuple(place[1:])}, outside the support "
             f"of the {type(self).__name__} likelihood ({_name(self.support)}): {self.remedy}"
         )
+
+
+def event_of(conditional: nn.Module, what: str) -> tuple[int, ...]:
+    """The event shape that a conditional or a prior declares as ``event``.
+
+    Raises:
+        ConfigError: it declares none.
+    """
+    event = getattr(conditional, "event", None)
+    if not isinstance(event, int | Sequence):
+        raise ConfigError(f"the {what} {type(conditional).__name__} needs an attribute event: the shape of one draw")
+    return as_shape(event, f"the event of the {what}")
 
 
 def _name(constraint: constraints.Constraint) -> str:
@@ -126,5 +140,6 @@ def _name(constraint: constraints.Constraint) -> str:
         constraints.boolean: "0 and 1",
         constraints.unit_interval: "the interval [0, 1]",
         constraints.nonnegative_integer: "0, 1, 2, …",
+        constraints.one_hot: "a single 1 and otherwise 0",
     }
     return known.get(constraint, str(constraint))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Distribution, Independent, constraints
+from torch.distributions import OneHotCategorical as TorchOneHotCategorical
 from torch.distributions import Poisson as TorchPoisson
 
 from xhat import distributions
@@ -114,6 +115,40 @@ class Categorical(Conditional):
     def law(self, raw: Tensor) -> Distribution:
         logits = raw.movedim(-1 - self.event_ndim, -1)
         return Independent(distributions.Levels(logits, validate_args=False), self.event_ndim, validate_args=False)
+
+
+class OneHotCategorical(Conditional):
+    r"""Independent one-hot vectors: a 1 in the place of the category and otherwise 0.
+
+    .. math:: \log p(y) = \sum_{i,k} y_{ik} \log \pi_{ik}
+
+    The event's last axis is that of the categories; the others count the variables. The mean is the probabilities.
+
+    Args:
+        network: from the context to features.
+        event: ``(n, K)`` for n variables of K categories each, or ``(K,)`` for one variable.
+
+    Raises:
+        ConfigError: fewer than 2 categories.
+
+    >>> from xhat.networks import MLP
+    >>> q = OneHotCategorical(MLP(784, [200]), event=(20, 10))(torch.rand(5, 784))
+    >>> q.batch_shape, q.event_shape, q.sample().sum(-1).unique()
+    (torch.Size([5]), torch.Size([20, 10]), tensor([1.]))
+    """
+
+    support = constraints.one_hot
+    remedy = "one-hot encode the data along their last axis, or use likelihood='categorical' for grey levels"
+
+    def __init__(self, network: nn.Module, event: int | Sequence[int]) -> None:
+        super().__init__(network, event, parameters=1)
+        if self.event[-1] < 2:
+            raise ConfigError(f"the last axis of a one-hot event must hold at least 2 categories, was {self.event}")
+
+    def law(self, raw: Tensor) -> Distribution:
+        law = TorchOneHotCategorical(logits=raw.squeeze(-1 - self.event_ndim), validate_args=False)
+        axes = self.event_ndim - 1
+        return Independent(law, axes, validate_args=False) if axes else law
 
 
 class Poisson(Conditional):

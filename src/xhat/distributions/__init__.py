@@ -4,6 +4,7 @@ Every law is a plain :class:`torch.distributions.Distribution`, so it goes where
 in xhat's own table and fall back on torch's; nothing is registered with torch.
 """
 
+from xhat.distributions.chain import Chain, widths
 from xhat.distributions.continuous_bernoulli import ContinuousBernoulli
 from xhat.distributions.delta import Delta
 from xhat.distributions.kl import Estimate, has_closed_form, kl_divergence, kl_per_dimension
@@ -11,6 +12,7 @@ from xhat.distributions.levels import Levels
 from xhat.distributions.support import is_discrete
 
 __all__ = [
+    "Chain",
     "ContinuousBernoulli",
     "Delta",
     "Estimate",
@@ -19,4 +21,5 @@ __all__ = [
     "is_discrete",
     "kl_divergence",
     "kl_per_dimension",
+    "widths",
 ]

@@ -7,7 +7,7 @@ from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, LowRankMultivariateNormal, MultivariateNormal, Normal
+from torch.distributions import Distribution, LowRankMultivariateNormal, MultivariateNormal, Normal, OneHotCategorical
 
 # Imported for their rows in the table of rules.
 from xhat.distributions import kl_continuous, kl_discrete, kl_normal  # noqa: F401
@@ -121,14 +121,14 @@ def kl_per_dimension(q: Distribution, p: Distribution) -> Tensor:
     For two factorised laws (:class:`~torch.distributions.Independent`, or plain laws of single numbers) these sum to
     ``kl_divergence(q, p)``. For a ``MultivariateNormal`` or ``LowRankMultivariateNormal`` q against independent Normals
     they are the divergences of the marginals: they do *not* sum to the divergence, which counts the correlations too,
-    but never exceed it in sum.
+    but never exceed it in sum. A one-hot vector is one dimension, whatever the number of its categories.
 
     Args:
         q: the law that expectations are under, a posterior for instance.
         p: the law it is compared with, a prior for instance.
 
     Returns:
-        ``(*batch, *event)`` in nats.
+        ``(*batch, *event)`` in nats; for one-hot vectors ``(*batch, *event[:-1])``, and ``(*batch, 1)`` for a single one.
 
     Raises:
         ConfigError: the shapes do not fit, a law does not factorise over its event, or the marginals have no closed
@@ -144,8 +144,9 @@ def kl_per_dimension(q: Distribution, p: Distribution) -> Tensor:
     (q_base, _), (p_base, _) = split(q), split(p)
     if isinstance(q_base, MultivariateNormal | LowRankMultivariateNormal) and isinstance(p_base, Normal):
         q_base = Normal(q_base.loc, q_base.variance.sqrt(), validate_args=False)
+    one_hot = isinstance(q_base, OneHotCategorical) and isinstance(p_base, OneHotCategorical)
     for law, base in ((q, q_base), (p, p_base)):
-        if base.event_shape:
+        if base.event_shape and not one_hot:
             raise ConfigError(
                 f"kl_per_dimension: both laws must factorise over their event, but {_name(law)} does not: "
                 "use kl_divergence, which gives one number an event"
@@ -156,7 +157,10 @@ def kl_per_dimension(q: Distribution, p: Distribution) -> Tensor:
             f"kl_per_dimension: there is no closed form for {_name(q_base)} against {_name(p_base)}: "
             "use kl_divergence with samples=1000, which gives one number an event"
         )
-    return result.expand(torch.broadcast_shapes(q.batch_shape, p.batch_shape) + q.event_shape)
+    batch = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
+    if one_hot:
+        return result.expand(batch + q.event_shape[:-1]).reshape(*batch, *(q.event_shape[:-1] or (1,)))
+    return result.expand(batch + q.event_shape)
 
 
 def _check(p: Distribution, q: Distribution, where: str) -> None:

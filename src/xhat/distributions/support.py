@@ -53,7 +53,8 @@ def is_discrete(law: Distribution) -> bool:
 
 
 def reference_measure(law: Distribution) -> str:
-    """What ``log_prob`` is a log density against: ``"counting"``, ``"Lebesgue"``, or the latter on a thin set."""
+    """What ``log_prob`` is a log density against: ``"counting"``, ``"Lebesgue"``, the latter on a thin set, or
+    several of them one after the other."""
     base, _ = split(law)
     if isinstance(base, MixtureSameFamily):
         return reference_measure(base.component_distribution)
@@ -62,6 +63,9 @@ def reference_measure(law: Distribution) -> str:
         support = support.base_constraint
     if support is None:
         return "Lebesgue"
+    own = getattr(support, "measure", None)  # a support of several layers, each of a kind of its own
+    if own is not None:
+        return str(own)
     if support.is_discrete:
         return "counting"
     return f"Lebesgue on {_THIN[type(support)]}" if type(support) in _THIN else "Lebesgue"
@@ -71,14 +75,14 @@ def extended_log_prob(law: Distribution, value: Tensor) -> Tensor:
     """``law.log_prob(value)``, and -inf outside the support, where torch would raise or return a number at random."""
     if not value.is_floating_point():
         value = value.to(torch.get_default_dtype())
-    inside = _inside(law, value)
-    if inside is None or bool(inside.all()):
+    known = inside(law, value)
+    if known is None or bool(known.all()):
         return law.log_prob(value)
     # Outside points are evaluated at some point inside: any will do, and a draw is one that every law can give.
     filler = law.sample()
-    mask = inside.reshape(inside.shape + (1,) * len(law.event_shape))
+    mask = known.reshape(known.shape + (1,) * len(law.event_shape))
     log_prob = law.log_prob(torch.where(mask, value, filler.to(value.dtype)))
-    return torch.where(inside, log_prob, -torch.inf)
+    return torch.where(known, log_prob, -torch.inf)
 
 
 def _support(law: Distribution) -> constraints.Constraint | None:
@@ -88,14 +92,15 @@ def _support(law: Distribution) -> constraints.Constraint | None:
         return None
 
 
-def _inside(law: Distribution, value: Tensor) -> Tensor | None:
+def inside(law: Distribution, value: Tensor) -> Tensor | None:
+    """Which events lie in the law's support; None where it declares none."""
     support = _support(law)
     if support is None:
         return None
-    inside: Tensor = support.check(value)
+    answer: Tensor = support.check(value)
     base, axes = split(law)
     if isinstance(base, Multinomial):
         # torch's constraint accepts fractions, and any total up to the count.
         counts = (value.sum(-1) == base.total_count) & (value == value.round()).all(-1)
-        inside = inside & (counts.flatten(-axes).all(-1) if axes else counts)
-    return inside
+        answer = answer & (counts.flatten(-axes).all(-1) if axes else counts)
+    return answer

@@ -50,7 +50,8 @@ class Evaluation(NamedTuple):
         denoised_error: between the clean x and the reconstruction from the corrupted x.
         kl_per_dimension: mean over examples; of a full covariance, of the marginals.
         active_units: latent dimensions whose posterior mean varies with x (variance above 0.01).
-        latent: number of latent dimensions.
+        latent: number of latent dimensions; a one-hot vector is one, whatever the number of its categories, and its variance
+            that of all of them together.
         train_elbo: the bound on training examples, where they were given.
         likelihood_scale: the Normal likelihood's smallest σ.
         findings: what looks wrong, in words.
@@ -242,11 +243,18 @@ def _elbo(model: Model, x: Tensor, samples: int) -> Tensor:
     return total / samples
 
 
+def _active(means: Tensor, variables: tuple[int, ...]) -> int:
+    """How many variables have a posterior mean that varies, from means ``(N, numbers)``."""
+    spread = means.detach().double().var(0).split(variables)
+    return sum(float(each.sum()) > ACTIVE for each in spread)
+
+
 def _summary(
     model: Model, examples: Examples, samples: int, seen: _Pass, evidence: Evidence | None, train: Measure | None
 ) -> Evaluation:
     log_px = None if evidence is None else measure(evidence.log_px)
     doubt = None if evidence is None else float(evidence.stderr.square().sum().sqrt() / len(examples))
+    variables = model.variables
     return Evaluation(
         examples=len(examples),
         samples=samples,
@@ -261,8 +269,8 @@ def _summary(
         corrupted_error=measure(seen.corrupted) if len(seen.corrupted) else None,
         denoised_error=measure(seen.denoised) if len(seen.denoised) else None,
         kl_per_dimension=tuple(seen.dimensions.double().mean(0).tolist()) if len(seen.dimensions) else None,
-        active_units=int((seen.means.double().var(0) > ACTIVE).sum()) if len(examples) > 1 else 0,
-        latent=seen.means.shape[1],
+        active_units=_active(seen.means, variables) if len(examples) > 1 else 0,
+        latent=len(variables),
         train_elbo=train,
         likelihood_scale=float(seen.scale.min()) if len(seen.scale) else None,
         findings=(),

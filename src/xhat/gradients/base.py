@@ -1,4 +1,4 @@
-"""What every gradient estimator is, what a law offers it, and how a surrogate is hidden behind an honest value."""
+"""What every gradient estimator is, and how a surrogate is hidden behind an honest value."""
 
 from __future__ import annotations
 
@@ -8,60 +8,37 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import (
-    AffineTransform,
-    Distribution,
-    GeneralizedPareto,
-    Independent,
-    MixtureSameFamily,
-    Pareto,
-    TransformedDistribution,
-    Uniform,
-    constraints,
-)
+from torch.distributions import Distribution
 
-from xhat.distributions import Delta
+from xhat.errors import ConfigError
+from xhat.gradients.features import FEATURES, offers
 from xhat.gradients.reduction import Reduction
 from xhat.parts import Part
 
 Function = Callable[[Tensor], Tensor]
 """What an expectation is taken of: maps ``(S, *batch, *event)`` to ``(S, *batch)``."""
 
-FEATURES = {
-    "rsample": "a reparameterised sample (rsample)",
-    "log_prob": "a log_prob whose derivative tells how the law moves (no point mass, no bounds that depend on its parameters)",
-}
 
+class LogWeight:
+    r"""The f of an evidence bound, :math:`\log w(z) = \log p(x, z) - \beta \log q(z)`, whose two halves can be told apart.
 
-def features(q: Distribution) -> set[str]:
-    """What a law offers to estimators, of :data:`FEATURES`.
+    Estimators that follow the path only (sticking the landing, doubly reparameterised) need to know which part is log q.
 
-    >>> sorted(features(torch.distributions.Normal(0.0, 1.0))), sorted(features(torch.distributions.Poisson(1.0)))
-    (['log_prob', 'rsample'], ['log_prob'])
+    Args:
+        log_joint: maps ``(S, *batch, *event)`` to ``(S, *batch)``.
+        q: the law.
+        weight: β, 1 in a bound.
+
+    >>> q = torch.distributions.Normal(0.0, 1.0)
+    >>> LogWeight(q.log_prob, q)(torch.zeros(3))
+    tensor([0., 0., 0.])
     """
-    found = set()
-    if q.has_rsample:
-        found.add("rsample")
-    if type(q).log_prob is not Distribution.log_prob and not _moving_support(q):
-        found.add("log_prob")
-    return found
 
+    def __init__(self, log_joint: Function, q: Distribution, weight: Tensor | float = 1.0) -> None:
+        self.log_joint, self.q, self.weight = log_joint, q, weight
 
-def _moving_support(q: Distribution) -> bool:
-    """Whether mass moves in a way that ∇ log q does not see: a point mass, or bounds made of the law's parameters."""
-    if isinstance(q, Independent):
-        return _moving_support(q.base_dist)
-    if isinstance(q, MixtureSameFamily):
-        return _moving_support(q.component_distribution)
-    if isinstance(q, TransformedDistribution):
-        bounded = q.base_dist.support not in (constraints.real, constraints.real_vector)
-        moved = any(
-            isinstance(transform, AffineTransform)
-            and any(isinstance(end, Tensor) and end.requires_grad for end in (transform.loc, transform.scale))
-            for transform in q.transforms
-        )
-        return _moving_support(q.base_dist) or (bounded and moved)
-    return isinstance(q, Delta | Uniform | Pareto | GeneralizedPareto)
+    def __call__(self, z: Tensor) -> Tensor:
+        return self.log_joint(z) - self.weight * self.q.log_prob(z)
 
 
 class _Honest(torch.autograd.Function):
@@ -119,34 +96,162 @@ def honest(value: Tensor, surrogate: Tensor) -> Tensor:
     return _Honest.apply(value, surrogate)
 
 
+def lift(values: Tensor, axes: int) -> Tensor:
+    """``(S, *batch)`` as ``(S, *batch, 1, …, 1)``, to multiply numbers of each element of an event."""
+    return values[(..., *(None,) * axes)]
+
+
+def total(values: Tensor, axes: int) -> Tensor:
+    """The sum over the last ``axes`` axes."""
+    return values.sum(tuple(range(-axes, 0))) if axes else values
+
+
+def finite(logits: Tensor) -> Tensor:
+    """Logits without infinities, which a coefficient of 0 would turn into NaN."""
+    return logits.nan_to_num(neginf=0.0, posinf=0.0)
+
+
+def called(f: Function, z: Tensor) -> Tensor:
+    """f at relaxed values; where a law inside f refuses them, the error says what to do.
+
+    Raises:
+        ConfigError: f refuses values between those of the law.
+    """
+    try:
+        return f(z)
+    except ValueError as error:
+        if isinstance(error, ConfigError) or "within the support" not in str(error):
+            raise
+        raise ConfigError(
+            "f refuses relaxed values: a law inside it validates its arguments; make that law with validate_args=False, or use "
+            "a gradient that takes f at draws only, such as 'rloo'"
+        ) from error
+
+
+def slope(f: Function, z: Tensor, *, keep: bool = False, twice: bool = False) -> tuple[Tensor, Tensor]:
+    """f at z and its derivative in z, ``(S, *batch)`` and of z's shape; nothing flows on to what made z.
+
+    Args:
+        f: the function.
+        z: the point.
+        keep: let the values keep their graph, so that the derivative in f's own parameters can be taken.
+        twice: let the derivative be differentiable itself.
+
+    Raises:
+        ConfigError: f is not differentiable in z.
+    """
+    with torch.enable_grad():
+        point = z if twice else z.detach().requires_grad_()
+        values = called(f, point)
+        found = (
+            torch.autograd.grad(values.sum(), point, retain_graph=keep or twice, create_graph=twice, allow_unused=True)[0]
+            if values.requires_grad
+            else None
+        )
+    if found is None:
+        raise ConfigError(
+            "this gradient needs an f that is differentiable in z, and its value does not depend on z by differentiable "
+            "operations: use 'score', 'rloo' or 'disarm', which take f as it is"
+        )
+    return (values if keep or twice else values.detach()), found
+
+
+class Pending:
+    """A loss that waits to be asked for. A copy of its owner starts without one: graphs cannot be copied."""
+
+    def __init__(self) -> None:
+        self.value: Tensor | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pending:
+        return Pending()
+
+    def __reduce__(self) -> tuple[type[Pending], tuple[()]]:
+        return Pending, ()
+
+    def take(self) -> Tensor | None:
+        """The loss, once."""
+        value, self.value = self.value, None
+        return value
+
+
 class Gradient(Part, nn.Module, abc.ABC):
     """An estimator of E_q[f] and its derivative.
 
-    A class declares ``unbiased`` (a test proves it), what it ``requires`` of a law (:data:`FEATURES`), and the fewest
-    ``samples`` that it can use. State (a running baseline, a control variate's parameters) lives in it as an ``nn.Module``'s.
+    A class declares ``unbiased`` (a test proves it) and what it ``requires`` of a law and of f (:data:`FEATURES`). State (a
+    running baseline, a control variate's parameters) lives in it as an ``nn.Module``'s.
+
+    Attributes:
+        unbiased: whether the mean of the estimate is the derivative.
+        requires: names of ``xhat.gradients.features``.
+        reductions: what it can make of S values, "mean" or "log-mean-exp" (multi-sample bounds).
+        signals: whether it weighs each example's own f; f must then treat examples one by one, as batch normalisation does not.
+        plain: whether its value is an average over draws of q.
     """
 
     unbiased: ClassVar[bool]
-    requires: ClassVar[frozenset[str]]
+    requires: frozenset[str]
+    reductions: ClassVar[frozenset[str]] = frozenset({"mean"})
+    signals: ClassVar[bool] = True
+    plain: ClassVar[bool] = True
 
     @property
     def fewest_samples(self) -> int:
         """The smallest ``samples`` that the estimator is defined for."""
         return 1
 
+    @property
+    def takes(self) -> str:
+        """Which numbers of samples it can use, in words."""
+        return f"at least {self.fewest_samples}"
+
+    def usable(self, samples: int) -> int:
+        """The number of samples that it can use next to the one asked for: that, where it can be used."""
+        return max(samples, self.fewest_samples)
+
     @abc.abstractmethod
-    def evaluations(self, samples: int) -> int:
-        """How many values of f one estimate takes, in all."""
+    def evaluations(self, samples: int, q: Distribution | None = None) -> int:
+        """How many values of f one estimate takes for each example, in all; some estimators must see the law to tell.
+
+        Raises:
+            ConfigError: the law is needed and was not given.
+        """
 
     @abc.abstractmethod
     def estimate(self, f: Function, q: Distribution, samples: int, reduce: Reduction) -> Tensor:
-        """``reduce`` of f at draws of q, ``(*batch)``, with this estimator's gradient."""
+        """``reduce`` of f at draws of q, ``(*batch)``, with this estimator's gradient.
+
+        The first call of f is at the points that the value is made of.
+        """
+
+    def points(self, samples: int, q: Distribution) -> int:
+        """How many points the value is made of."""
+        return samples
+
+    def weights(self, q: Distribution, z: Tensor) -> Tensor | None:
+        """The weight of each point of the value, ``(S, *batch)``, for the points z of f's first call; None for equal ones."""
+        return None
 
     def auxiliary_loss(self) -> Tensor | None:
-        """What trains the estimator's own parameters, for the last estimate; None when there are none."""
+        """What trains the estimator's own parameters, for the last estimate, once; None when there is nothing to train."""
         return None
+
+    def see(self, context: Tensor) -> None:
+        """Tell the estimator what q was made from, ``(*batch, …)``; for those with a network of the context."""
+
+    def at(self, epoch: float) -> None:
+        """Tell the estimator how far training is, for schedules such as a temperature's."""
 
     def lacks(self, q: Distribution) -> str | None:
         """What the law does not offer that the estimator needs, in words; None when it fits."""
-        missing = sorted(self.requires - features(q))
+        missing = sorted(name for name in self.requires & FEATURES.keys() if not offers(q, name))
         return " and ".join(FEATURES[name] for name in missing) if missing else None
+
+
+class Path(Gradient):
+    """An estimator that needs nothing but the sample: a draw whose graph carries the derivative."""
+
+    signals = False
+
+    @abc.abstractmethod
+    def draw(self, q: Distribution, samples: int) -> Tensor:
+        """Draws through which a derivative flows, ``(S, *batch, *event)``."""

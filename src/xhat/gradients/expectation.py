@@ -5,18 +5,48 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
 from xhat.errors import ConfigError, whole_number
-from xhat.gradients.base import Function, Gradient
+from xhat.gradients.antithetic import ARM, ARMS, CARMS, DisARM
+from xhat.gradients.base import Function, Gradient, LogWeight
+from xhat.gradients.bounds import STL, DReG
+from xhat.gradients.enumeration import Enumerate
+from xhat.gradients.measure import Measure
 from xhat.gradients.pathwise import Pathwise
 from xhat.gradients.reduction import Mean, Reduction
-from xhat.gradients.score import Score
+from xhat.gradients.relaxed import REBAR, RELAX
+from xhat.gradients.score import VIMCO, LeaveOneOut, Score
+from xhat.gradients.straight_through import Concrete, GumbelRao, ReinMax, STGumbel, StraightThrough
+from xhat.gradients.taylor import DoubleCV, MuProp
+from xhat.gradients.without_replacement import SumAndSample, UnorderedSet
 
 GRADIENTS: dict[str, type[Gradient]] = {
     "pathwise": Pathwise,
     "score": Score,
+    "rloo": LeaveOneOut,
+    "measure": Measure,
+    "enumerate": Enumerate,
+    "arm": ARM,
+    "disarm": DisARM,
+    "arms": ARMS,
+    "carms": CARMS,
+    "sum-and-sample": SumAndSample,
+    "unordered-set": UnorderedSet,
+    "muprop": MuProp,
+    "double-cv": DoubleCV,
+    "rebar": REBAR,
+    "relax": RELAX,
+    "concrete": Concrete,
+    "straight-through": StraightThrough,
+    "st-gumbel": STGumbel,
+    "gumbel-rao": GumbelRao,
+    "reinmax": ReinMax,
+    "stl": STL,
+    "dreg": DReG,
+    "vimco": VIMCO,
 }
 
 
@@ -41,20 +71,48 @@ def gradient_of(gradient: str | Gradient, **options: Any) -> Gradient:
     return GRADIENTS[gradient](**options)
 
 
-def check_fit(estimator: Gradient, q: Distribution, samples: int) -> None:
-    """Refuse, before anything is drawn, an estimator that cannot serve a law or a number of samples.
-
-    Raises:
-        ConfigError: says what is missing and which gradients fit.
-    """
-    name = next((key for key, cls in GRADIENTS.items() if isinstance(estimator, cls)), type(estimator).__name__)
+def misfit(
+    estimator: Gradient, q: Distribution, samples: int, f: Function | None = None, reduce: Reduction | None = None
+) -> str | None:
+    """Why an estimator cannot serve a law, a number of samples, a kind of f or a reduction, in a sentence; None when it can."""
+    name = name_of(estimator)
     lacks = estimator.lacks(q)
     if lacks is not None:
         fitting = [key for key, cls in GRADIENTS.items() if cls().lacks(q) is None]
         remedy = f"gradients that fit: {', '.join(fitting)}" if fitting else "no gradient fits this law"
-        raise ConfigError(f"the gradient {name!r} needs {lacks}, which {_law_name(q)} does not have; {remedy}")
-    if samples < estimator.fewest_samples:
-        raise ConfigError(f"the gradient {name!r} as set needs samples of at least {estimator.fewest_samples}, was {samples}")
+        return f"the gradient {name!r} needs {lacks} which {_law_name(q)} does not have; {remedy}"
+    if estimator.usable(samples) != samples:
+        takes = f"as set needs samples of {estimator.takes}" if samples < estimator.fewest_samples else f"takes {estimator.takes}"
+        return f"the gradient {name!r} {takes}, was {samples}"
+    if reduce is not None and reduce.name not in estimator.reductions:
+        served = sorted(key for key, cls in GRADIENTS.items() if reduce.name in cls.reductions and cls().lacks(q) is None)
+        if reduce.name == "mean":
+            return f"the gradient {name!r} is one for multi-sample bounds, xhat.bound(…, objective='iwae'); for a mean use 'rloo'"
+        return f"the gradient {name!r} serves no multi-sample bound; gradients that do: {', '.join(served)}"
+    if f is not None and "log weight" in estimator.requires and not isinstance(f, LogWeight):
+        return (
+            f"the gradient {name!r} needs to know log q apart from the rest of f: use xhat.bound(log_joint, q, gradient={name!r}), "
+            "or in a model objectives.ELBO(kl='sampled')"
+        )
+    return None
+
+
+def check_fit(
+    estimator: Gradient, q: Distribution, samples: int, f: Function | None = None, reduce: Reduction | None = None
+) -> None:
+    """Refuse, before anything is drawn, what :func:`misfit` finds.
+
+    Raises:
+        ConfigError: says what is missing and which gradients fit.
+    """
+    reason = misfit(estimator, q, samples, f, reduce)
+    if reason is not None:
+        raise ConfigError(reason)
+
+
+def name_of(estimator: Gradient) -> str:
+    """An estimator's name in the table; its class's, where it is one of the user's own."""
+    return next((key for key, cls in GRADIENTS.items() if type(estimator) is cls), type(estimator).__name__)
 
 
 def _law_name(q: Distribution) -> str:
@@ -96,19 +154,32 @@ def expectation(
     """
     estimator = gradient_of(gradient)
     whole_number("samples", samples)
-    check_fit(estimator, q, samples)
+    how = Mean() if reduce is None else reduce
+    check_fit(estimator, q, samples, f, how)
     events = len(q.event_shape)
+    checked: Function
+    if isinstance(f, LogWeight):
+        checked = LogWeight(_checked(f.log_joint, events, "log_joint"), f.q, f.weight)
+    else:
+        checked = _checked(f, events, "f")
+    if estimator.plain and not torch.is_grad_enabled():
+        return how(checked(q.sample((samples,))))  # the value is all that is wanted
+    return estimator.estimate(checked, q, samples, how)
+
+
+def _checked(f: Function, events: int, name: str) -> Function:
+    """f, which must return what it should."""
 
     def checked(z: Tensor) -> Tensor:
         values = f(z)
         if not isinstance(values, Tensor):
-            raise ConfigError(f"f must return a tensor, returned {type(values).__name__}")
+            raise ConfigError(f"{name} must return a tensor, returned {type(values).__name__}")
         expected = z.shape[: z.ndim - events]
         if values.shape != expected:
             raise ConfigError(
-                f"f must map (S, *batch, *event) to (S, *batch), here {tuple(z.shape)} to {tuple(expected)}, but it returned "
-                f"{tuple(values.shape)}: sum over the event, and nothing else"
+                f"{name} must map (S, *batch, *event) to (S, *batch), here {tuple(z.shape)} to {tuple(expected)}, but it "
+                f"returned {tuple(values.shape)}: sum over the event, and nothing else"
             )
         return values
 
-    return estimator.estimate(checked, q, samples, Mean() if reduce is None else reduce)
+    return checked

@@ -5,21 +5,20 @@ from __future__ import annotations
 import abc
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent
+from torch.distributions import Distribution
 
-from xhat.conditionals import Conditional
+from xhat.conditionals import Chain, Conditional, event_of
 from xhat.data import Corruption, Examples
-from xhat.distributions import Delta, is_discrete
-from xhat.distributions.support import extended_log_prob
-from xhat.errors import ConfigError, DataError, XhatError, whole_number
+from xhat.distributions import Chain as JointLaw
+from xhat.distributions import widths
+from xhat.errors import ConfigError, DataError, whole_number
 from xhat.gradients import Gradient
-from xhat.gradients.expectation import check_fit
-from xhat.networks.base import as_shape
+from xhat.models.trial import try_out
 from xhat.objectives import ELBO, Objective, Terms
 from xhat.parts import Part
 
@@ -71,7 +70,7 @@ class Model(Part, nn.Module, abc.ABC):
             raise ConfigError(f"corruption must be a module, such as xhat.data.Masking(0.5), was {corruption!r}")
         self.event_shape = event_of(likelihood, "likelihood")
         self.latent_shape = event_of(posterior, "posterior")
-        if isinstance(posterior, Conditional):
+        if isinstance(posterior, Conditional | Chain):
             posterior.bind(self.event_shape, "posterior")
         if isinstance(likelihood, Conditional):
             likelihood.bind(self.latent_shape, "likelihood")
@@ -79,41 +78,10 @@ class Model(Part, nn.Module, abc.ABC):
 
     def _try_out(self) -> None:
         """Put blank examples through, so that parts that do not fit are refused now and by name."""
-        like = self.like
-        if like.is_meta:  # an outline of a model has shapes and no values
+        if self.like.is_meta:  # an outline of a model has shapes and no values
             return
-        x = like.new_zeros(3, *self.event_shape)
         with quiet(self):
-            q = _called(self.posterior, x, "posterior")
-            check_law(q, "posterior", self.latent_shape, (3,))
-            # A law with a gradient to its parameters: some estimators fit only where nothing moves the support.
-            with torch.enable_grad():
-                check_fit(self.gradient, self.posterior(x), self.objective.samples)
-            likelihood = _called(self.likelihood, q.sample((2,)), "likelihood")
-            check_law(likelihood, "likelihood", self.event_shape, (2, 3))
-            if hasattr(self, "prior"):
-                if isinstance(q, Delta):
-                    raise ConfigError(
-                        "a Delta posterior has no density, so its KL to a prior is infinite: use xhat.Autoencoder, or a "
-                        "Normal posterior"
-                    )
-                p = self.prior()
-                if tuple(p.event_shape) != self.latent_shape:
-                    raise ConfigError(
-                        f"the prior draws events of shape {tuple(p.event_shape)}, the posterior of shape {self.latent_shape}: "
-                        "they must be the same"
-                    )
-                if is_discrete(p) != is_discrete(q):
-                    raise ConfigError(
-                        f"the posterior {law_name(q)} and the prior {law_name(p)} do not live on the same points, so no KL "
-                        "between them is finite: use a prior of the posterior's kind"
-                    )
-                self.objective.fits(q, p)
-                if not _covers(p, q):
-                    raise ConfigError(
-                        f"the posterior {law_name(q)} draws values that are impossible under the prior {law_name(p)}, so the KL "
-                        "between them is infinite: use a prior of the posterior's kind"
-                    )
+            try_out(self, self.like.new_zeros(3, *self.event_shape))
 
     def forward(self, x: Tensor) -> Terms:
         """The objective's terms, unchecked: what the training loop calls after it has checked the data once.
@@ -155,6 +123,12 @@ class Model(Part, nn.Module, abc.ABC):
         layers = [layer.out_features for layer in self.likelihood.modules() if isinstance(layer, nn.Linear)]
         return max(math.prod(self.event_shape) * width, *layers, 1)
 
+    @property
+    def variables(self) -> tuple[int, ...]:
+        """How many numbers of the flat code each latent variable takes: K for a one-hot vector of K categories, else 1."""
+        with quiet(self):
+            return widths(self.posterior(self.like.new_zeros(1, *self.event_shape)))
+
     def check(self, x: Tensor, where: str = "x", first: int = 0) -> None:
         """Refuse examples of another shape, or outside the likelihood's support.
 
@@ -183,7 +157,7 @@ class Model(Part, nn.Module, abc.ABC):
         whole_number("samples", samples)
         kl = self.objective.kl if isinstance(self.objective, ELBO) else "auto"
         # Any number of draws has the same mean; an estimator that needs two for its baseline gets two.
-        samples = max(samples, self.gradient.fewest_samples)
+        samples = self.gradient.usable(samples)
         return ELBO(kl=kl, samples=samples)(self, x, x).measures["elbo"]
 
     def encode(self, x: Tensor, sample: bool = False) -> Tensor:
@@ -241,68 +215,14 @@ def quiet(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def event_of(conditional: nn.Module, what: str) -> tuple[int, ...]:
-    """The event shape that a conditional or a prior declares as ``event``.
-
-    Raises:
-        ConfigError: it declares none.
-    """
-    event = getattr(conditional, "event", None)
-    if not isinstance(event, int | Sequence):
-        raise ConfigError(f"the {what} {type(conditional).__name__} needs an attribute event: the shape of one draw")
-    return as_shape(event, f"the event of the {what}")
-
-
 def centre(law: Distribution) -> Tensor:
     """A law's mean; where it has no formula for one (a flow, say), the average of 256 draws that are always the same."""
     try:
         return law.mean
     except NotImplementedError:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            return law.sample((256,)).mean(0)
-
-
-def _called(conditional: nn.Module, context: Tensor, what: str) -> Distribution:
-    """A conditional's law, for a context that it must be able to take."""
-    try:
-        law: Distribution = conditional(context)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        if isinstance(error, XhatError):
-            raise
-        raise ConfigError(
-            f"the {what} {type(conditional).__name__} fails on a context of shape {tuple(context.shape)}: "
-            f"{str(error).splitlines()[0]}"
-        ) from error
-    return law
-
-
-def check_law(law: object, what: str, event: tuple[int, ...], batch: tuple[int, ...]) -> None:
-    """Refuse a conditional that returns no distribution, or one over events or batches of another shape.
-
-    Raises:
-        ConfigError: says which.
-    """
-    if not isinstance(law, Distribution):
-        raise ConfigError(f"the {what} must return a torch Distribution, returned {type(law).__name__}")
-    if tuple(law.event_shape) != event:
-        raise ConfigError(
-            f"the {what} {law_name(law)} has event shape {tuple(law.event_shape)}, but declares {event}: wrap the law in "
-            "torch.distributions.Independent"
-        )
-    if tuple(law.batch_shape) != batch:
-        raise ConfigError(
-            f"the {what} {law_name(law)} has batch shape {tuple(law.batch_shape)} for a context with batch shape {batch}: it "
-            "must keep all leading dimensions, (S, B) of them for S draws of z"
-        )
-
-
-def _covers(p: Distribution, q: Distribution, draws: int = 64) -> bool:
-    """Whether draws of q lie where p puts probability; the caller's random numbers are left alone."""
-    with torch.random.fork_rng(devices=[]):
-        return bool((extended_log_prob(p, q.sample((draws,))) > -torch.inf).all())
-
-
-def law_name(law: Distribution) -> str:
-    """A law's name for messages, with what is inside an Independent."""
-    return f"{type(law.base_dist).__name__}" if isinstance(law, Independent) else type(law).__name__
+        pass
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if isinstance(law, JointLaw):  # only the second layer's mean needs draws, those of the first
+            return law.join(centre(law.first), centre(law.then(law.first.sample((256,)))).mean(0))
+        return law.sample((256,)).mean(0)

@@ -19,9 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from xhat.conditionals import event_of
 from xhat.errors import CheckpointError, ConfigError, XhatError
 from xhat.models import recipes  # noqa: F401 - fills the table of parts that a file may name
-from xhat.models.base import Model, event_of
+from xhat.models.base import Model
 from xhat.parts import rebuild, specification
 from xhat.version import __version__
 

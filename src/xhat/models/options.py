@@ -10,13 +10,14 @@ class ModelOptions:
     """What a recipe can be told; ``None`` leaves the choice to the recipe.
 
     Attributes:
-        latent: size of the code z.
+        latent: size of the code z; of a discrete VAE the number of latent variables in each layer.
         hidden: sizes of the encoder's hidden layers, the decoder mirrors them; for a convolutional network the one fully
             connected layer.
         network: "mlp", or "conv" for images.
         channels: feature maps of each level of a convolutional encoder; the decoder mirrors them.
-        activation: relu, leaky-relu, elu, gelu, silu, tanh, sigmoid, softplus or identity.
-        posterior: normal, multivariate-normal, bernoulli, categorical, poisson or continuous-bernoulli.
+        activation: relu, leaky-relu, elu, gelu, silu, tanh, sigmoid, softplus or identity; leaky-relu:0.3 sets
+            the slope.
+        posterior: normal, multivariate-normal, bernoulli, categorical, one-hot-categorical, poisson or continuous-bernoulli.
         likelihood: normal, bernoulli, continuous-bernoulli, categorical or poisson.
         posterior_scale: how the posterior's scale is made positive, "softplus" or "exp".
         scale: the Normal likelihood's scale, "softplus", "exp", or a number that fixes it.
@@ -24,13 +25,18 @@ class ModelOptions:
         minimum: lower bound of the Normal likelihood's scale.
         link: "identity", or "sigmoid" to keep the Normal likelihood's mean in (0, 1).
         levels: grey levels of a categorical likelihood or posterior.
+        categories: of each latent variable of a one-hot-categorical posterior.
+        layers: stochastic layers of a discrete VAE, 1 or 2; the hidden layers stand between any two of them.
+        learn_prior: learn the probabilities of a discrete VAE's prior too.
         beta: weight of the KL term.
         beta_warmup: epochs over which the weight of the KL term rises from 0.
         free_bits: nats for each latent dimension that cost nothing.
         kl: "auto", "analytic" or "sampled".
         samples: draws of z for each example and step.
-        gradient: how the derivative gets through z, "pathwise" or "score".
-        baseline: of the score gradient, "none", "lagged" or "leave-one-out".
+        gradient: how the derivative gets through z, a name such as pathwise, score, rloo, disarm or concrete; of several
+            stochastic layers each has one of its own.
+        baseline: of the score gradient, "none", "lagged", "leave-one-out", or "network" for one that is learned from x.
+        temperature: of a relaxed gradient, such as concrete.
         corruption: noise on the encoder's input, "masking:0.5", "normal-noise:0.3" or "salt-and-pepper:0.25".
         tied: let the decoder use the encoder's weights, transposed.
     """
@@ -48,6 +54,9 @@ class ModelOptions:
     minimum: float | None = None
     link: str | None = None
     levels: int | None = None
+    categories: int | None = None
+    layers: int | None = None
+    learn_prior: bool | None = None
     beta: float | None = None
     beta_warmup: float | None = None
     free_bits: float | None = None
@@ -55,5 +64,6 @@ class ModelOptions:
     samples: int | None = None
     gradient: str | None = None
     baseline: str | None = None
+    temperature: float | None = None
     corruption: str | None = None
     tied: bool | None = None

@@ -7,20 +7,28 @@ from dataclasses import asdict, fields
 from typing import Any, NamedTuple
 
 from xhat import conditionals, priors
-from xhat.conditionals import CONDITIONALS, Conditional
-from xhat.data import corruption_from
+from xhat.conditionals import Conditional
 from xhat.errors import ConfigError, whole_number
-from xhat.gradients import gradient_of
+from xhat.gradients import Layers
+from xhat.models.assembly import (
+    Options,
+    code_shape,
+    corruption_for,
+    elbo_for,
+    gradient_for,
+    likelihood_for,
+    networks_for,
+    posterior_for,
+    prior_for,
+)
 from xhat.models.autoencoder import Autoencoder
 from xhat.models.base import Model
 from xhat.models.options import ModelOptions
 from xhat.models.stacked import Stacked
 from xhat.models.vae import VAE
-from xhat.networks import MLP, ConvDecoder, ConvEncoder
-from xhat.networks.base import Network, as_shape
-from xhat.objectives import ELBO, NegativeLogLikelihood, Objective, SquaredError
-
-Options = dict[str, Any]
+from xhat.networks import MLP, Take
+from xhat.networks.base import as_shape
+from xhat.objectives import NegativeLogLikelihood, Objective, SquaredError
 
 _CODE: Options = {
     "latent": 16,
@@ -44,6 +52,15 @@ _VARIATIONAL: Options = {
     "samples": 1,
     "gradient": "pathwise",
     "baseline": None,
+    "temperature": None,
+    "categories": 10,
+}
+_DISCRETE: Options = {
+    **{name: value for name, value in _VARIATIONAL.items() if name not in ("posterior", "posterior_scale", "categories")},
+    "layers": 1,
+    "learn_prior": True,
+    "samples": None,  # 2, or the next number that the gradient takes
+    "gradient": "rloo",
 }
 
 # Options that mean something beside certain choices only.
@@ -55,92 +72,62 @@ NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "link": ("likelihood", ("normal",)),
     "posterior_scale": ("posterior", ("normal", "multivariate-normal")),
     "baseline": ("gradient", ("score",)),
+    "categories": ("posterior", ("one-hot-categorical",)),
 }
-
-PRIOR_OF: dict[str, type[priors.Prior]] = {
-    "normal": priors.StandardNormal,
-    "multivariate-normal": priors.StandardNormal,
-    "bernoulli": priors.Bernoulli,
-    "categorical": priors.Categorical,
-    "poisson": priors.Poisson,
-    "continuous-bernoulli": priors.Uniform,
-}
-
-
-def _networks(shape: tuple[int, ...], o: Options) -> tuple[Network, Network]:
-    if o["network"] == "mlp":
-        hidden = tuple(o["hidden"])
-        return MLP(shape, hidden, o["activation"]), MLP(o["latent"], hidden[::-1], o["activation"])
-    if o["network"] != "conv":
-        raise ConfigError(f"network must be mlp or conv, was {o['network']!r}")
-    if len(tuple(o["hidden"])) != 1:
-        raise ConfigError(f"a convolutional network has one fully connected layer, but hidden was {tuple(o['hidden'])}")
-    channels, hidden = tuple(o["channels"]), o["hidden"][0]
-    up = ConvEncoder(shape, channels, hidden, o["activation"])
-    return up, ConvDecoder(o["latent"], shape, channels[::-1], hidden, o["activation"])
-
-
-def _conditional(name: str, what: str) -> type[Conditional]:
-    if name not in CONDITIONALS:
-        raise ConfigError(f"{what} must be one of {', '.join(CONDITIONALS)}, was {name!r}")
-    return CONDITIONALS[name]
-
-
-def _likelihood(network: Network, shape: tuple[int, ...], o: Options) -> Conditional:
-    cls = _conditional(o["likelihood"], "likelihood")
-    if cls is conditionals.Delta:
-        raise ConfigError("a Delta likelihood gives every other x probability 0: use likelihood='normal'")
-    if cls is conditionals.Normal:
-        return conditionals.Normal(network, shape, o["scale"], o["per"], o["link"], o["minimum"])
-    if cls is conditionals.Categorical:
-        return conditionals.Categorical(network, shape, o["levels"])
-    return cls(network, shape)  # type: ignore[call-arg]
-
-
-def _posterior(network: Network, o: Options) -> Conditional:
-    cls = _conditional(o["posterior"], "posterior")
-    if cls is conditionals.Normal:
-        return conditionals.Normal(network, o["latent"], o["posterior_scale"])
-    if cls is conditionals.MultivariateNormal:
-        return conditionals.MultivariateNormal(network, o["latent"], o["posterior_scale"])
-    if cls is conditionals.Categorical:
-        return conditionals.Categorical(network, o["latent"], o["levels"])
-    return cls(network, o["latent"])  # type: ignore[call-arg]
 
 
 def _code_parts(shape: tuple[int, ...], o: Options) -> tuple[Conditional, Conditional, Objective]:
-    up, down = _networks(shape, o)
+    up, down = networks_for(shape, o)
     squared = o["likelihood"] == "normal"
-    likelihood = _likelihood(down, shape, {**o, "scale": 1.0, "per": "shared", "minimum": 1e-4})
+    likelihood = likelihood_for(down, shape, {**o, "scale": 1.0, "per": "shared", "minimum": 1e-4})
     return conditionals.Delta(up, o["latent"]), likelihood, SquaredError() if squared else NegativeLogLikelihood()
 
 
 def _autoencoder(shape: tuple[int, ...], o: Options) -> Model:
     posterior, likelihood, objective = _code_parts(shape, o)
-    return Autoencoder(posterior, likelihood, objective, _corruption(o), o["tied"])
+    return Autoencoder(posterior, likelihood, objective, corruption_for(o), o["tied"])
 
 
 def _stacked(shape: tuple[int, ...], o: Options) -> Model:
     posterior, likelihood, objective = _code_parts(shape, {**o, "network": "mlp"})
-    return Stacked(posterior, likelihood, objective, _corruption(o))
+    return Stacked(posterior, likelihood, objective, corruption_for(o))
 
 
 def _vae(shape: tuple[int, ...], o: Options) -> Model:
-    up, down = _networks(shape, o)
-    prior = PRIOR_OF.get(o["posterior"], priors.StandardNormal)
-    gradient_options = {} if o["baseline"] is None else {"baseline": o["baseline"]}
+    up, down = networks_for(shape, o)
+    gradient = gradient_for(shape, o)
     return VAE(
-        priors.Categorical(o["latent"], o["levels"]) if prior is priors.Categorical else prior(o["latent"]),
-        _posterior(up, o),
-        _likelihood(down, shape, o),
-        ELBO(o["beta"], o["beta_warmup"], o["free_bits"], o["kl"], o["samples"]),
-        gradient_of(o["gradient"], **gradient_options),
-        _corruption(o),
+        prior_for(o), posterior_for(up, o), likelihood_for(down, shape, o), elbo_for(gradient, o), gradient, corruption_for(o)
     )
 
 
-def _corruption(o: Options) -> Any:
-    return None if o["corruption"] is None else corruption_from(o["corruption"])
+def _discrete(posterior: str) -> Callable[[tuple[int, ...], Options], Model]:
+    def make(shape: tuple[int, ...], o: Options) -> Model:
+        o = {**o, "posterior": posterior}
+        whole_number("layers", o["layers"])
+        if o["layers"] > 2:
+            raise ConfigError(f"layers must be 1 or 2, was {o['layers']}: chain more of them with conditionals.Chain")
+        return _vae(shape, o) if o["layers"] == 1 else _two_layers(shape, o)
+
+    return make
+
+
+def _two_layers(shape: tuple[int, ...], o: Options) -> Model:
+    """x → z₁ → z₂ upwards, z₂ → z₁ → x downwards, with the same hidden layers on each of the four ways."""
+    up, down = networks_for(shape, o)
+    code, hidden = code_shape(o), tuple(o["hidden"])
+    further = posterior_for(MLP(code, hidden, o["activation"]), o)
+    below = posterior_for(MLP(code, hidden[::-1], o["activation"]), o)
+    posterior = conditionals.Chain(posterior_for(up, o), further)
+    gradient = Layers([gradient_for(shape, o), gradient_for(shape, o)])
+    return VAE(
+        priors.Chain(prior_for(o), below),
+        posterior,
+        likelihood_for(Take(down, posterior.event), shape, o),
+        elbo_for(gradient, o),
+        gradient,
+        corruption_for(o),
+    )
 
 
 class Recipe(NamedTuple):
@@ -149,6 +136,11 @@ class Recipe(NamedTuple):
     about: str
     make: Callable[[tuple[int, ...], Options], Model]
     defaults: Options
+
+    @property
+    def variational(self) -> bool:
+        """Whether it has a prior, and so a likelihood of x that had better suit the data."""
+        return "beta" in self.defaults
 
 
 RECIPES: dict[str, Recipe] = {
@@ -171,6 +163,16 @@ RECIPES: dict[str, Recipe] = {
         "a variational autoencoder with any posterior and likelihood, trained on the ELBO",
         _vae,
         {**_CODE, **_NETWORK, **_VARIATIONAL},
+    ),
+    "bernoulli-vae": Recipe(
+        "a variational autoencoder whose code is made of bits, in one or two stochastic layers",
+        _discrete("bernoulli"),
+        {**_CODE, **_NETWORK, **_DISCRETE},
+    ),
+    "categorical-vae": Recipe(
+        "a variational autoencoder whose code is made of one-hot vectors, in one or two stochastic layers",
+        _discrete("one-hot-categorical"),
+        {**_CODE, **_NETWORK, **_DISCRETE, "categories": 10},
     ),
 }
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
+from xhat.conditionals import event_of
 from xhat.data import Corruption
 from xhat.errors import ConfigError
 from xhat.gradients import Gradient, Pathwise
-from xhat.models.base import Model, event_of
+from xhat.models.base import Model
 from xhat.objectives import ELBO, NegativeLogLikelihood, Objective, SquaredError
 
 

@@ -7,5 +7,6 @@ A body is any ``nn.Module`` that sees exactly one batch dimension. Its last laye
 from xhat.networks.base import Network, head_of, in_shape_of
 from xhat.networks.convolutional import ConvDecoder, ConvEncoder
 from xhat.networks.mlp import MLP, tie
+from xhat.networks.take import Take
 
-__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "Network", "head_of", "in_shape_of", "tie"]
+__all__ = ["MLP", "ConvDecoder", "ConvEncoder", "Network", "Take", "head_of", "in_shape_of", "tie"]

@@ -25,14 +25,28 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def activation_of(name: str) -> nn.Module:
-    """A fresh activation by name.
+    """A fresh activation by name; a leaky ReLU's slope below 0 may follow a colon.
 
     Raises:
-        ConfigError: the name is not one of :data:`ACTIVATIONS`.
+        ConfigError: the name is not one of :data:`ACTIVATIONS`, or what follows the colon is no slope.
+
+    >>> activation_of("leaky-relu:0.3")
+    LeakyReLU(negative_slope=0.3)
     """
-    if name not in ACTIVATIONS:
+    kind, colon, amount = name.partition(":") if isinstance(name, str) else (name, "", "")
+    if kind not in ACTIVATIONS:
         raise ConfigError(f"activation must be one of {', '.join(ACTIVATIONS)}, was {name!r}")
-    return ACTIVATIONS[name]()
+    if not colon:
+        return ACTIVATIONS[kind]()
+    if kind != "leaky-relu":
+        raise ConfigError(f"only leaky-relu has a slope, as in 'leaky-relu:0.3', but the activation was {name!r}")
+    try:
+        slope = float(amount)
+    except ValueError as error:
+        raise ConfigError(f"the activation {name!r} must have a number after the colon: write 'leaky-relu:0.3'") from error
+    if not 0 <= slope <= 1:
+        raise ConfigError(f"the slope of leaky-relu must be from 0 to 1, was {amount}: write 'leaky-relu:0.3'")
+    return nn.LeakyReLU(slope)
 
 
 def as_shape(shape: int | Sequence[int], what: str) -> tuple[int, ...]:

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from xhat.errors import ConfigError
-from xhat.gradients import Gradient, expectation
+from xhat.gradients import Gradient, LogMeanExp, LogWeight, Mean, Reduction, expectation
 
-BOUNDS = ("elbo",)
+BOUNDS: dict[str, type[Reduction]] = {"elbo": Mean, "iwae": LogMeanExp}
 
 
 def bound(
@@ -22,12 +22,16 @@ def bound(
 ) -> Tensor:
     r"""An evidence bound per example, from :math:`\log p(x, z)` and a law q(z) alone.
 
-    .. math:: \mathrm{ELBO} = E_q[\log p(x, z) - \log q(z)] \le \log p(x)
+    .. math:: \mathrm{ELBO} = E_q[\log p(x, z) - \log q(z)]
+              \le E_q\Big[\log \frac1S \sum_{i=1}^S \frac{p(x, z_i)}{q(z_i)}\Big] \le \log p(x)
+
+    Because it knows log q, the path derivatives live here: ``"stl"`` (ELBO) and ``"dreg"`` (either), and for draws without a path
+    ``"vimco"`` (IWAE).
 
     Args:
         log_joint: maps ``(S, *batch, *event)`` to log p(x, z), ``(S, *batch)``, in nats.
         q: the law of z.
-        objective: ``"elbo"``.
+        objective: ``"elbo"``, the mean of the log weights; or ``"iwae"``, the logarithm of the weights' mean.
         gradient: a name of ``xhat.gradients.GRADIENTS`` or an estimator.
         samples: S.
 
@@ -35,7 +39,9 @@ def bound(
         ``(*batch)``, nats.
 
     Raises:
-        ConfigError: an unknown objective; a gradient that does not fit q.
+        ConfigError: an unknown objective; a gradient that does not fit q or the bound.
+
+    Source: Kingma & Welling (2013); IWAE: Burda, Grosse & Salakhutdinov (2016).
 
     >>> import torch
     >>> q = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(5, 2), 1.0), 1)
@@ -44,4 +50,4 @@ def bound(
     """
     if objective not in BOUNDS:
         raise ConfigError(f"objective must be one of {', '.join(BOUNDS)}, was {objective!r}")
-    return expectation(lambda z: log_joint(z) - q.log_prob(z), q, gradient, samples)
+    return expectation(LogWeight(log_joint, q), q, gradient, samples, BOUNDS[objective]())

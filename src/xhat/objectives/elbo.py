@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 from xhat.distributions import has_closed_form, kl_per_dimension
 from xhat.distributions.kl_table import closed_form
 from xhat.errors import ConfigError, whole_number
-from xhat.gradients import expectation
+from xhat.gradients import LogWeight, expectation
 from xhat.objectives.base import Chassis, Objective, Terms
 
 KL = ("auto", "analytic", "sampled")
@@ -76,7 +76,10 @@ class ELBO(Objective):
 
     def forward(self, model: Chassis, x: Tensor, target: Tensor) -> Terms:
         q, p = model.posterior(x), model.prior()
-        kl = None if self.kl == "sampled" else closed_form(q, p)
+        model.gradient.see(x)
+        # A path derivative of the whole bound needs log q itself: there the KL is never taken in closed form.
+        whole = self.kl == "sampled" or (self.kl == "auto" and "log weight" in model.gradient.requires)
+        kl = None if whole else closed_form(q, p)
         if kl is not None:
             return self._analytic(model, target, q, p, kl)
         self.fits(q, p)
@@ -93,14 +96,19 @@ class ELBO(Objective):
         return Terms(self.weight * paid - log_px, {"elbo": log_px - kl, "log_px_given_z": log_px, "kl": kl})
 
     def _sampled(self, model: Chassis, target: Tensor, q: Distribution, p: Distribution) -> Terms:
-        seen: list[tuple[Tensor, Tensor]] = []
+        seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
-        def loss_at(z: Tensor) -> Tensor:
-            log_px = model.likelihood(z).log_prob(target)
-            log_ratio = q.log_prob(z) - p.log_prob(z)
-            seen.append((log_px.detach(), log_ratio.detach()))
-            return self.weight * log_ratio - log_px
+        def log_joint(z: Tensor) -> Tensor:
+            log_px, log_pz = model.likelihood(z).log_prob(target), p.log_prob(z)
+            seen.append((z.detach(), log_px.detach(), log_pz.detach()))
+            return log_px + self.weight * log_pz
 
-        loss = expectation(loss_at, q, model.gradient, self.samples)
-        log_px, kl = (term.mean(0) for term in seen[0])
-        return Terms(loss, {"elbo": log_px - kl, "log_px_given_z": log_px, "kl": kl})
+        bound = expectation(LogWeight(log_joint, q, self.weight), q, model.gradient, self.samples)
+        # The first call is at the points that the value is made of; what else an estimator looks at is not measured.
+        with torch.no_grad():
+            count = model.gradient.points(self.samples, q)
+            z, log_px, log_pz = (part[:count] for part in seen[0])
+            log_ratio = q.log_prob(z) - log_pz
+            weights = model.gradient.weights(q, z)
+            log_px, kl = (term.mean(0) if weights is None else (weights * term).sum(0) for term in (log_px, log_ratio))
+        return Terms(-bound, {"elbo": log_px - kl, "log_px_given_z": log_px, "kl": kl})

@@ -9,12 +9,16 @@ import shlex
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import nn
 
+from xhat import conditionals, priors
 from xhat.evaluation.evaluate import Evaluation, Measure
 from xhat.report.subject import Subject
 
 _RECIPES = {
     "vae": "Variational autoencoder",
+    "bernoulli-vae": "Variational autoencoder with bits",
+    "categorical-vae": "Variational autoencoder with categories",
     "autoencoder": "Autoencoder",
     "denoising": "Denoising autoencoder",
     "stacked": "Stacked autoencoder",
@@ -66,12 +70,14 @@ def title(config: dict[str, Any], subject: Subject) -> str:
 def lead(subject: Subject) -> str:
     """One sentence on the model's parts."""
     model, data = subject.model, subject.data
-    latent = math.prod(model.latent_shape)
-    parts = [f"{latent} latent dimension{'s' * (latent != 1)}"]
+    variables = model.variables
+    parts = [f"{len(variables)} latent dimension{'s' * (len(variables) != 1)}"]
+    if max(variables) > 1 and len(set(variables)) == 1:
+        parts[0] += f" of {variables[0]} categories"
     prior = getattr(model, "prior", None)
     if prior is not None:
-        parts.append(f"{_words(type(prior).__name__)} prior")
-        parts.append(f"{_words(type(model.posterior).__name__)} posterior")
+        parts.append(f"{_law(prior)} prior")
+        parts.append(f"{_law(model.posterior)} posterior")
     else:
         parts.append("no prior")
     parts.append(f"{_words(type(model.likelihood).__name__)} likelihood")
@@ -83,8 +89,26 @@ def lead(subject: Subject) -> str:
     return f"{', '.join(parts)}; {weights:,} parameters. The data: {count:,} examples of {size}, {data.kind.name}."
 
 
+def _law(part: nn.Module) -> str:
+    """A prior or a posterior by the name of its first layer, and how many layers it has."""
+    layers = _layers(part)
+    return (f"{len(layers)}-layer " if len(layers) > 1 else "") + _words(type(layers[0]).__name__)
+
+
+def _layers(part: nn.Module) -> list[nn.Module]:
+    if isinstance(part, conditionals.Chain):
+        return [*_layers(part.first), *_layers(part.then)]
+    return [*_layers(part.below), *_layers(part.top)] if isinstance(part, priors.Chain) else [part]
+
+
 def _words(name: str) -> str:
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower().replace("bernoulli", "Bernoulli").replace("poisson", "Poisson")
+    return (
+        re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+        .lower()
+        .replace("bernoulli", "Bernoulli")
+        .replace("poisson", "Poisson")
+        .replace("one hot", "one-hot")
+    )
 
 
 def _number(value: float, doubt: float | None = None) -> str:

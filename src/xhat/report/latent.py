@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -11,15 +9,13 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
-from torch.distributions import Normal
 
-from xhat.models.base import quiet
 from xhat.report.style import ERROR_MAP, FAINT, LABELS, OTHER, RULE, Figured, Key, Panel, drawing, image, panel_size, svg, tiled
 from xhat.report.subject import Subject
+from xhat.report.walks import range_of, walks
 
 _STEPS = 11  # pictures in a row of the traversals
 _GRID = 13
-_DIMENSIONS = 8
 _LINES = 6  # columns of a table that the traversals draw
 
 
@@ -125,35 +121,15 @@ def _dot(count: int) -> float:
     return 22.0 if count < 400 else 12.0 if count < 1500 else 6.0
 
 
-class _Range(NamedTuple):
-    """Where traversals go in each latent dimension, ``(latent,)`` each, and how to say it."""
-
-    low: Tensor
-    high: Tensor
-    words: str
-
-
-def _range(subject: Subject) -> _Range:
-    if subject.has_prior:
-        with quiet(subject.model):
-            prior = subject.model.prior()
-        base = getattr(prior, "base_dist", prior)
-        if isinstance(base, Normal):
-            mean, spread = prior.mean.flatten().cpu(), prior.stddev.flatten().cpu()
-            return _Range(mean - 3 * spread, mean + 3 * spread, "from −3 to 3 standard deviations of the prior")
-    low, high = torch.quantile(subject.codes, torch.tensor([0.01, 0.99]), dim=0)
-    return _Range(low, high, "over the middle 98 % of the codes")
-
-
 def traversals(subject: Subject) -> Figured | None:
     """What decoding shows when one coordinate of the code moves."""
     if subject.pictures:
-        return _plane(subject) if subject.codes.shape[1] == 2 else _strips(subject)
+        return _plane(subject) if subject.model.variables == (1, 1) else _strips(subject)
     return _lines(subject)
 
 
 def _plane(subject: Subject) -> Figured:
-    where = _range(subject)
+    where = range_of(subject)
     across = torch.linspace(0, 1, _GRID)
     first = where.low[0] + (where.high[0] - where.low[0]) * across
     second = (where.low[1] + (where.high[1] - where.low[1]) * across).flip(0)
@@ -167,81 +143,49 @@ def _plane(subject: Subject) -> Figured:
     return Figured("traversals", "Traversals", "The latent plane, decoded", how, [panel], caption, "small")
 
 
-def _informative(subject: Subject) -> list[tuple[int, str]]:
-    """Up to eight latent dimensions, the most telling first, with how much each tells."""
-    kl = subject.evaluation.kl_per_dimension
-    if kl and len(kl) == subject.codes.shape[1]:
-        order = np.argsort(-np.array(kl), kind="stable")[:_DIMENSIONS]
-        return [(int(index), f"{kl[index]:.2f} nats") for index in order]
-    variance = subject.codes.double().var(0, correction=0)
-    order = variance.argsort(descending=True, stable=True)[:_DIMENSIONS].numpy()
-    return [(int(index), f"variance {float(variance[index]):.3g}") for index in order]
-
-
-def _walk(subject: Subject, where: _Range, index: int, steps: int) -> tuple[Tensor, Tensor]:
-    """The positions of one coordinate, and the codes that have it there."""
-    positions = torch.linspace(float(where.low[index]), float(where.high[index]), steps)
-    codes = subject.typical.repeat(steps, 1)
-    codes[:, index] = positions
-    return positions, codes
-
-
-def _how_chosen(subject: Subject, chosen: list[tuple[int, str]]) -> str:
-    latent = subject.codes.shape[1]
-    by = "KL" if subject.evaluation.kl_per_dimension else "variance of the codes"
-    return (
-        f"all dimensions, by {by}" if len(chosen) == latent else f"the {len(chosen)} of {latent} dimensions with the largest {by}"
-    )
-
-
 def _strips(subject: Subject) -> Figured:
-    where, chosen = _range(subject), _informative(subject)
+    found, chosen = walks(subject, _STEPS)
     panels = []
-    for index, worth in chosen:
-        _, codes = _walk(subject, where, index, _STEPS)
-        sheet = tiled(subject.rgb(subject.decode(codes)), _STEPS, side=96, gap=6)
-        about = f"decoded codes along latent dimension {index + 1}"
-        panels.append(Panel(image(sheet, about), _coordinate(index), worth))
+    for walk in found:
+        sheet = tiled(subject.rgb(subject.decode(walk.codes)), len(walk.codes), side=96, gap=6)
+        about = f"decoded codes along latent dimension {walk.variable + 1}"
+        panels.append(Panel(image(sheet, about), _coordinate(walk.variable), walk.worth))
     how = "Along a row one coordinate of the code moves and the others stay: what changes is what that coordinate stands for."
     caption = (
-        f"One row for each latent dimension ({_how_chosen(subject, chosen)}), moved {where.words}, starting from the test "
-        "example whose code is nearest to the mean code."
+        f"One row for each latent dimension {chosen}, starting from the test example whose code is nearest to the mean code."
     )
     return Figured("traversals", "Traversals", "Traversals of the latent space", how, panels, caption, "strips")
 
 
 def _lines(subject: Subject) -> Figured | None:
-    where, chosen = _range(subject), _informative(subject)
+    found, chosen = walks(subject, 41)
     flat = subject.x.flatten(1)
     mean, spread = flat.mean(0), flat.std(0).clamp_min(1e-6)
-    walks = []
-    for index, worth in chosen:
-        positions, codes = _walk(subject, where, index, 41)
-        walks.append((index, worth, positions, (subject.decode(codes).flatten(1) - mean) / spread))
-    moved = torch.stack([decoded.amax(0) - decoded.amin(0) for *_, decoded in walks]).amax(0)[subject.columns]
+    drawn = [(walk, (subject.decode(walk.codes).flatten(1) - mean) / spread) for walk in found]
+    moved = torch.stack([decoded.amax(0) - decoded.amin(0) for _, decoded in drawn]).amax(0)[subject.columns]
     columns = sorted(subject.columns[i] for i in moved.argsort(descending=True, stable=True)[:_LINES].tolist())
     colours = dict(zip(columns, LABELS, strict=False))
-    shown = torch.cat([decoded[:, columns] for *_, decoded in walks])
+    shown = torch.cat([decoded[:, columns] for _, decoded in drawn])
     low, high = float(shown.min()), float(shown.max())
     margin = 0.05 * (high - low) or 0.5
     panels = []
-    for index, worth, positions, decoded in walks:
-        with drawing(*panel_size(len(walks), 0.75)) as (figure, axes):
+    for walk, decoded in drawn:
+        with drawing(*panel_size(len(drawn), 0.75)) as (figure, axes):
             axes.axhline(0, color=RULE, linewidth=1)
             for column in columns:
-                axes.plot(positions.numpy(), decoded[:, column].numpy(), color=colours[column], linewidth=1.7)
-            axes.axvline(float(subject.typical[index]), color=FAINT, linewidth=0.9, linestyle=(0, (2, 3)))
+                axes.plot(walk.positions.numpy(), decoded[:, column].numpy(), color=colours[column], linewidth=1.7)
+            axes.axvline(walk.start, color=FAINT, linewidth=0.9, linestyle=(0, (2, 3)))
             axes.set_ylim(low - margin, high + margin)
             axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
             axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
             axes.set_ylabel("standard deviations")
-            about = f"decoded columns along latent dimension {index + 1}"
-            panels.append(Panel(svg(figure, f"traversal-{index}", about), _coordinate(index), worth))
+            about = f"decoded columns along latent dimension {walk.variable + 1}"
+            panels.append(Panel(svg(figure, f"traversal-{walk.variable}", about), _coordinate(walk.variable), walk.worth))
     how = "In each panel one coordinate of the code moves and the others stay: a steep line is a column that it drives."
     which = f"the {len(columns)} columns that move most" if len(columns) < flat.shape[1] else "all columns"
     caption = (
-        f"Decoded x̂, {which}, in standard deviations from the mean of the test examples; {_how_chosen(subject, chosen)}, moved "
-        f"{where.words}. The dotted line marks the start, the test example whose code is nearest to the mean code."
+        f"Decoded x̂, {which}, in standard deviations from the mean of the test examples; one panel for each latent dimension "
+        f"{chosen}. The dotted line marks the start, the test example whose code is nearest to the mean code."
     )
     keys = tuple(Key(colours[column], subject.column_name(column), "line") for column in columns)
     return Figured("traversals", "Traversals", "Traversals of the latent space", how, panels, caption, "grid", keys)

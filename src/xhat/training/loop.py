@@ -137,6 +137,7 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.stage.objective.at(done)
+        self.model.gradient.at(done)
         terms: Terms = self.stage.module(x)
         loss = terms.loss.mean()
         value = float(loss.detach())

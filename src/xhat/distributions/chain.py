@@ -1,0 +1,156 @@
+"""The joint law of several stochastic layers, as one law over one vector."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, OneHotCategorical, constraints
+from torch.types import _size
+
+from xhat.distributions.support import inside, reference_measure
+from xhat.distributions.support import split as unwrapped
+
+
+class _Layers(constraints.Constraint):
+    """The points of both layers, the second's as the first's value makes them."""
+
+    event_dim = 1
+
+    def __init__(self, law: Chain) -> None:
+        self.law = law
+        kinds = [reference_measure(law.first), reference_measure(law.pattern)]
+        # What lies where counts: two laws compare only if they are of the same kind on the same stretch of the vector.
+        sizes = law.sizes
+        if law.reverse:
+            kinds, sizes = kinds[::-1], sizes[::-1]
+        same = kinds[0] == kinds[1]
+        self.measure = kinds[0] if same else " × ".join(f"{kind} ({n})" for kind, n in zip(kinds, sizes, strict=True))
+        self.is_discrete = self.measure == "counting"
+        super().__init__()
+
+    def check(self, value: Tensor) -> Tensor:
+        z1, z2 = self.law.split(value)
+        answer = torch.ones(value.shape[:-1], dtype=torch.bool, device=value.device)
+        for law, z in ((self.law.first, z1), (self.law.then(z1), z2)):
+            known = inside(law, z)
+            answer = answer if known is None else answer & known
+        return answer
+
+
+class Chain(Distribution):
+    r"""The joint law of two stochastic layers, the second of which depends on the first's value.
+
+    .. math:: p(z) = p(z_1)\, p(z_2 \mid z_1), \qquad z = (z_1, z_2)
+
+    An event is one vector: the layers' events, flattened, one after the other. With more than two layers, ``first`` or what
+    ``then`` returns is a chain again. There is no formula for its mean.
+
+    Args:
+        first: the law of z₁, with the chain's own batch shape.
+        then: maps z₁, ``(*lead, *event₁)``, to the law of z₂, with batch shape ``lead``.
+        event: the event shape of z₂; if it is not given, ``then`` is asked once for a law.
+        reverse: whether the vector is (z₂, z₁). So a posterior q(a) q(b|a) and a prior p(b) p(a|b), which draws in the other
+            order, are laws of the same vector (a, b).
+
+    Shapes: with n₁ and n₂ numbers in the two events, a draw is ``(*sample, *batch, n₁ + n₂)``.
+
+    >>> from torch.distributions import Bernoulli, Independent
+    >>> first = Independent(Bernoulli(torch.tensor([0.5, 0.5])), 1)
+    >>> law = Chain(first, lambda z: Independent(Bernoulli(0.1 + 0.8 * z[..., :1]), 1))
+    >>> law.event_shape
+    torch.Size([3])
+    >>> law.log_prob(torch.tensor([1.0, 0.0, 1.0])).exp()  # 0.5 · 0.5 · 0.9
+    tensor(0.2250)
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+
+    def __init__(
+        self,
+        first: Distribution,
+        then: Callable[[Tensor], Distribution],
+        event: Sequence[int] | None = None,
+        reverse: bool = False,
+        validate_args: bool | None = None,
+    ) -> None:
+        self.first, self.then, self.reverse = first, then, reverse
+        self._event = torch.Size(self.pattern.event_shape if event is None else event)
+        super().__init__(first.batch_shape, torch.Size([sum(self.sizes)]), validate_args=validate_args)
+
+    @cached_property
+    def pattern(self) -> Distribution:
+        """A law of z₂, at some z₁: what kind of law ``then`` makes. The caller's random numbers are left alone."""
+        devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            return self.then(self.first.sample())
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """How many numbers z₁ has, and z₂."""
+        return math.prod(self.first.event_shape), math.prod(self._event)
+
+    def split(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """z₁ and z₂ in their own shapes, from ``(*lead, n₁ + n₂)``."""
+        n1, n2 = self.sizes
+        z1, z2 = z.split([n2, n1], -1)[::-1] if self.reverse else z.split([n1, n2], -1)
+        lead = z.shape[:-1]
+        return z1.reshape(lead + self.first.event_shape), z2.reshape(lead + self._event)
+
+    def join(self, z1: Tensor, z2: Tensor) -> Tensor:
+        """The inverse of :meth:`split`; where one of the two lacks leading dimensions of the other, it is repeated."""
+        lead1 = z1.shape[: z1.ndim - len(self.first.event_shape)]
+        lead2 = z2.shape[: z2.ndim - len(self._event)]
+        lead = torch.broadcast_shapes(lead1, lead2)
+        n1, n2 = self.sizes
+        parts = [z1.reshape(*lead1, n1).expand(*lead, n1), z2.reshape(*lead2, n2).expand(*lead, n2)]
+        return torch.cat(parts[::-1] if self.reverse else parts, -1)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        return bool(self.first.has_rsample and self.pattern.has_rsample)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return _Layers(self)
+
+    def expand(self, batch_shape: _size, _instance: Any = None) -> Chain:
+        return Chain(self.first.expand(batch_shape), self.then, self._event, self.reverse, validate_args=self._validate_args)
+
+    def sample(self, sample_shape: _size = ()) -> Tensor:
+        with torch.no_grad():
+            z1 = self.first.sample(sample_shape)
+            return self.join(z1, self.then(z1).sample())
+
+    def rsample(self, sample_shape: _size = ()) -> Tensor:
+        z1 = self.first.rsample(sample_shape)
+        return self.join(z1, self.then(z1).rsample())
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density or mass of the whole vector in nats, ``(*sample, *batch)``."""
+        if self._validate_args:
+            self._validate_sample(value)
+        z1, z2 = self.split(value)
+        log_prob: Tensor = self.first.log_prob(z1) + self.then(z1).log_prob(z2)
+        return log_prob
+
+
+def widths(law: Distribution) -> tuple[int, ...]:
+    """How many numbers of the flat event each variable takes: K for a one-hot vector of K categories, else 1.
+
+    >>> from torch.distributions import Independent
+    >>> widths(Independent(OneHotCategorical(torch.ones(2, 3)), 1))
+    (3, 3)
+    """
+    base, _ = unwrapped(law)
+    own: tuple[int, ...] = (1,)
+    if isinstance(base, OneHotCategorical):
+        own = (base.event_shape[-1],)
+    elif isinstance(base, Chain):
+        layers = [widths(base.first), widths(base.pattern)]
+        own = sum(layers[::-1] if base.reverse else layers, ())
+    return own * (math.prod(law.event_shape) // sum(own))

@@ -1,0 +1,383 @@
+"""The laboratory: every estimator on one problem, at equal numbers of values of f."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from xhat.errors import ConfigError, whole_number
+from xhat.gradients.base import Function, Gradient
+from xhat.gradients.enumeration import Enumerate
+from xhat.gradients.expectation import GRADIENTS, expectation, gradient_of, misfit
+from xhat.gradients.pathwise import Pathwise
+from xhat.gradients.reduction import Mean, Reduction
+from xhat.gradients.score import Score
+
+KEPT = 20_000_000  # numbers of single estimates that are held for the spread
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+NEGLIGIBLE = 1e-9  # of the gradient's norm: what rounding alone does
+
+
+class Row(NamedTuple):
+    """One estimator's measures.
+
+    Attributes:
+        name: of the gradient.
+        samples: what it was asked for.
+        evaluations: values of f that one estimate took for each example.
+        unbiased: what it declares.
+        bias: root mean square over coordinates of (mean − truth) in standard errors: about 1 where there is no bias; NaN for the
+            estimator that serves as the truth.
+        worst: the largest of them.
+        relative_bias: norm of (mean − truth) over the norm of the truth.
+        variance: of one estimate, summed over coordinates.
+        snr: norm of the truth over the root of the variance.
+        seconds: median time of one estimate, forward and backward.
+        cost: variance × seconds: what a given precision costs.
+        spread: quantiles (5, 25, 50, 75, 95 %) of the estimates' projection on the truth, which is 1 for the truth.
+    """
+
+    name: str
+    samples: int
+    evaluations: int
+    unbiased: bool
+    bias: float
+    worst: float
+    relative_bias: float
+    variance: float
+    snr: float
+    seconds: float
+    cost: float
+    spread: tuple[float, ...]
+
+
+class Comparison(tuple[Row, ...]):
+    """The rows, with what does not fit and why, and a recommendation. ``str()`` is a table.
+
+    Attributes:
+        misfits: name → reason.
+        reference: what the truth was: "given", "enumerated", or the name of the unbiased estimator that served.
+        repeats: estimates of each.
+        recommended: a name.
+        reason: a sentence.
+    """
+
+    misfits: dict[str, str]
+    reference: str
+    repeats: int
+    recommended: str | None
+    reason: str
+
+    def __new__(cls, rows: Iterable[Row], **about: Any) -> Comparison:
+        made = super().__new__(cls, tuple(rows))
+        made.__dict__.update(about)
+        return made
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for a JSON file; what is not a number is null."""
+        rows = [{name: _number(value) for name, value in row._asdict().items()} for row in self]
+        return {"rows": rows, **self.__dict__}
+
+    def __str__(self) -> str:
+        head = ("gradient", "samples", "f", "bias, s.e.", "variance", "signal/noise", "µs", "variance × s")
+        lines = [head]
+        for row in self:
+            bias = "(truth)" if math.isnan(row.bias) else f"{row.bias:.1f}"
+            if not row.unbiased:
+                bias += " (biased)"
+            numbers = (f"{row.variance:.3g}", f"{row.snr:.3g}", f"{1e6 * row.seconds:.0f}", f"{row.cost:.3g}")
+            lines.append((row.name, str(row.samples), str(row.evaluations), bias, *numbers))
+        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        text = [
+            "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+            for line in lines
+        ]
+        text.append(f"truth: {self.reference}; {self.repeats} estimates of each; f: its values in one estimate")
+        text.append(self.reason)
+        text += [f"not run: {name}: {reason}" for name, reason in self.misfits.items()]
+        return "\n".join(text)
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_number(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def everything() -> dict[str, Gradient]:
+    """Every gradient of the library, and the options that change what it does."""
+    return {
+        **{name: cls() for name, cls in GRADIENTS.items()},
+        "pathwise, antithetic": Pathwise("antithetic"),
+        "pathwise, sobol": Pathwise("sobol"),
+        "score, lagged": Score("lagged"),
+    }
+
+
+def compare(
+    f: Function | Callable[[], Function],
+    q: Distribution | Callable[[], Distribution],
+    parameters: Tensor | Sequence[Tensor],
+    gradients: Sequence[str | Gradient] | Mapping[str, Gradient] | None = None,
+    samples: int = 4,
+    repeats: int = 1000,
+    *,
+    exact: Tensor | Sequence[Tensor] | None = None,
+    reduce: Reduction | None = None,
+    train: int = 200,
+    progress: Callable[[str], None] | None = None,
+) -> Comparison:
+    """Measure gradient estimators side by side: bias, variance, time.
+
+    The gradient is that of the mean over the batch of E[f]. Estimators with parameters of their own are trained on their variance
+    first, on this problem.
+
+    Args:
+        f: as in :func:`expectation`; or, with a law that is made anew, None's place is taken by a pair, see ``q``.
+        q: the law, or a function that makes it from the parameters; or one that makes ``(q, f)``, where f holds q.
+        parameters: tensors in which the derivative is taken.
+        gradients: names, estimators, or names with estimators; all of the library unless given.
+        samples: how many values of f one estimate may take for each example, whatever it does with them.
+        repeats: independent estimates of each.
+        exact: the true gradient, where it is known; else it is enumerated where that is possible, else the unbiased estimator
+            with the least standard error serves.
+        reduce: how values become one; the mean unless given.
+        train: steps of Adam for the estimators' own parameters.
+        progress: called with each estimator's name before it runs.
+
+    Raises:
+        ConfigError: no estimator fits, or f and q do not fit each other.
+
+    >>> logit = torch.zeros(1, requires_grad=True)
+    >>> q = torch.distributions.Bernoulli(logits=logit)
+    >>> result = compare(lambda b: (b - 0.45) ** 2, q, logit, ["score", "rloo", "disarm"], samples=2, repeats=50)
+    >>> [row.name for row in result], result.reference
+    (['score', 'rloo', 'disarm'], 'enumerated')
+    """
+    whole_number("samples", samples)
+    whole_number("repeats", repeats, 2)
+    leaves = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    how = Mean() if reduce is None else reduce
+    if not leaves or not all(leaf.requires_grad for leaf in leaves):
+        raise ConfigError("compare needs parameters with requires_grad=True: the gradients are taken in them")
+
+    def problem() -> tuple[Distribution, Function]:
+        made = q() if callable(q) else q
+        return made if isinstance(made, tuple) else (made, f)  # type: ignore[return-value]
+
+    chosen = _chosen(gradients)
+    misfits: dict[str, str] = {}
+    runs: dict[str, tuple[Gradient, int]] = {}
+    law, function = problem()
+    for name, estimator in chosen.items():
+        count, reason = _fitting(estimator, law, function, samples, how)
+        if reason is not None:
+            misfits[name] = reason
+        else:
+            runs[name] = (estimator, count)
+    if not runs:
+        raise ConfigError("no gradient fits: " + "; ".join(misfits.values()))
+    truth, reference = _exact(exact, law, function, problem, leaves, how)
+    size = sum(leaf.numel() for leaf in leaves)
+    kept = torch.arange(size) if size * repeats <= KEPT else torch.randperm(size)[: max(1, KEPT // repeats)]
+    measured: dict[str, _Sums] = {}
+    for name, (estimator, count) in list(runs.items()):
+        if progress is not None:
+            progress(name)
+        try:
+            _trained(estimator, problem, count, how, train)
+            measured[name] = _measure(estimator, problem, leaves, count, how, repeats, kept)
+        except ConfigError as error:  # f is not what the estimator needs: seen when it is called
+            misfits[name] = str(error)
+            del runs[name]
+    if not runs:
+        raise ConfigError("no gradient fits: " + "; ".join(misfits.values()))
+    truth_error = torch.zeros(size, dtype=torch.float64)
+    if truth is None:
+        steady = [name for name in runs if runs[name][0].unbiased] or list(runs)
+        reference = min(steady, key=lambda name: float(measured[name].variance.sum()))
+        truth, truth_error = measured[reference].mean, measured[reference].variance / repeats
+    rows = [_row(name, *runs[name], law, measured[name], truth, truth_error, name == reference, repeats, kept) for name in runs]
+    recommended, reason = _recommend(rows)
+    return Comparison(rows, misfits=misfits, reference=reference, repeats=repeats, recommended=recommended, reason=reason)
+
+
+def _chosen(gradients: Sequence[str | Gradient] | Mapping[str, Gradient] | None) -> dict[str, Gradient]:
+    if gradients is None:
+        return everything()
+    if isinstance(gradients, Mapping):
+        return dict(gradients)
+    known = everything()
+    named = {}
+    for gradient in gradients:
+        name = gradient if isinstance(gradient, str) else type(gradient).__name__
+        named[name] = known[name] if name in known else gradient_of(gradient)
+    return named
+
+
+def _fitting(estimator: Gradient, q: Distribution, f: Function, budget: int, reduce: Reduction) -> tuple[int, str | None]:
+    """The most samples that stay within the budget, or why there are none."""
+    reason = misfit(estimator, q, estimator.usable(1), f, reduce)
+    if reason is not None:
+        return 0, reason
+    for count in range(budget, 0, -1):
+        if estimator.usable(count) == count and estimator.evaluations(count, q) <= budget:
+            return count, None
+    fewest = estimator.usable(1)
+    return 0, f"one estimate takes {estimator.evaluations(fewest, q)} values of f, and {budget} were allowed"
+
+
+def _exact(
+    exact: Tensor | Sequence[Tensor] | None,
+    q: Distribution,
+    f: Function,
+    problem: Callable[[], tuple[Distribution, Function]],
+    leaves: list[Tensor],
+    reduce: Reduction,
+) -> tuple[Tensor | None, str]:
+    if exact is not None:
+        parts = [exact] if isinstance(exact, Tensor) else list(exact)
+        return torch.cat([part.detach().double().flatten().cpu() for part in parts]), "given"
+    exhaustive = Enumerate(limit=2**12)
+    if misfit(exhaustive, q, 1, f, reduce) is None:
+        return _gradient(exhaustive, problem, leaves, 1, reduce), "enumerated"
+    return None, ""
+
+
+def _gradient(
+    estimator: Gradient,
+    problem: Callable[[], tuple[Distribution, Function]],
+    leaves: list[Tensor],
+    samples: int,
+    reduce: Reduction,
+) -> Tensor:
+    """One estimate, flat, in float64 on the CPU."""
+    q, f = problem()
+    value = expectation(f, q, estimator, samples, reduce).mean()
+    slopes = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
+    flat = [
+        (torch.zeros_like(leaf) if slope is None else slope).detach().double().flatten().cpu()
+        for leaf, slope in zip(leaves, slopes, strict=True)
+    ]
+    return torch.cat(flat)
+
+
+def _trained(
+    estimator: Gradient, problem: Callable[[], tuple[Distribution, Function]], samples: int, reduce: Reduction, steps: int
+) -> None:
+    own = [p for p in estimator.parameters() if p.requires_grad]
+    if not own:
+        return
+    optimizer = torch.optim.Adam(own, lr=0.02)
+    for _ in range(steps):
+        q, f = problem()
+        expectation(f, q, estimator, samples, reduce)
+        loss = estimator.auxiliary_loss()
+        if loss is None or not loss.requires_grad:
+            return
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+class _Sums(NamedTuple):
+    mean: Tensor
+    variance: Tensor
+    kept: Tensor
+    seconds: float
+
+
+def _measure(
+    estimator: Gradient,
+    problem: Callable[[], tuple[Distribution, Function]],
+    leaves: list[Tensor],
+    samples: int,
+    reduce: Reduction,
+    repeats: int,
+    kept: Tensor,
+) -> _Sums:
+    mean = square = None
+    times, held = [], []
+    for done in range(repeats):
+        start = time.perf_counter()
+        one = _gradient(estimator, problem, leaves, samples, reduce)
+        times.append(time.perf_counter() - start)
+        held.append(one[kept].float())
+        if mean is None or square is None:
+            mean, square = one, torch.zeros_like(one)
+            continue
+        gap = one - mean
+        mean = mean + gap / (done + 1)
+        square = square + gap * (one - mean)
+    assert mean is not None
+    assert square is not None
+    return _Sums(mean, square / (repeats - 1), torch.stack(held), sorted(times)[len(times) // 2])
+
+
+def _row(
+    name: str,
+    estimator: Gradient,
+    samples: int,
+    q: Distribution,
+    sums: _Sums,
+    truth: Tensor,
+    truth_error: Tensor,
+    is_truth: bool,
+    repeats: int,
+    kept: Tensor,
+) -> Row:
+    away = (sums.mean - truth).abs()
+    norm = float(truth.norm())
+    away = torch.where(away <= NEGLIGIBLE * norm, 0.0, away)
+    stderr = (sums.variance / repeats + truth_error).sqrt()
+    errors = torch.where(away > 0, away / stderr, 0.0)
+    variance = float(sums.variance.sum())
+    if variance <= (NEGLIGIBLE * norm) ** 2:
+        variance = 0.0
+    along = truth[kept].float()
+    share = sums.kept @ along / along.square().sum().clamp(min=1e-30)
+    quantiles = torch.quantile(share, torch.tensor(QUANTILES))
+    return Row(
+        name,
+        samples,
+        estimator.evaluations(samples, q),
+        estimator.unbiased,
+        math.nan if is_truth else float(errors.square().mean().sqrt()),
+        math.nan if is_truth else float(errors.max()),
+        float((sums.mean - truth).norm()) / norm if norm > 0 else math.nan,
+        variance,
+        norm / math.sqrt(variance) if variance > 0 else math.inf,
+        sums.seconds,
+        variance * sums.seconds,
+        tuple(float(x) for x in quantiles),
+    )
+
+
+def _recommend(rows: Sequence[Row]) -> tuple[str | None, str]:
+    """The unbiased estimator whose precision costs least, and a sentence that says why."""
+    steady = [row for row in rows if row.unbiased]
+    if not steady:
+        return None, "no unbiased gradient fits, so none is recommended"
+    best = min(steady, key=lambda row: (row.cost, row.seconds))
+    if best.variance == 0:
+        text = f"recommended: {best.name}, which is exact here, with no variance at {best.evaluations} values of f"
+    elif len(steady) == 1:
+        text = f"recommended: {best.name}, the one unbiased gradient that fits"
+    else:
+        others = [row for row in steady if row is not best]
+        second = min(others, key=lambda row: row.cost)
+        text = (
+            f"recommended: {best.name}, for of the unbiased gradients it has the least variance × seconds, "
+            f"{second.cost / best.cost:.3g} times less than {second.name}, the next"
+        )
+    lower = [row for row in rows if not row.unbiased and row.cost < best.cost]
+    if lower:
+        least = min(lower, key=lambda row: row.cost)
+        text += f"; {least.name} costs still less and is wrong by {100 * least.relative_bias:.3g} % of the gradient"
+    return best.name, text

@@ -1,0 +1,156 @@
+"""REBAR and RELAX: unbiased gradients whose control variate is a relaxation of f, trained on the gradient's variance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from xhat.errors import ConfigError
+from xhat.gradients.base import Function, Gradient, Pending, finite, honest, lift, slope, total
+from xhat.gradients.components import Components, components_of
+from xhat.gradients.reduction import Reduction
+
+
+class REBAR(Gradient):
+    r"""Score-function gradient with a relaxed f as its control variate.
+
+    .. math:: g = [f(b) - \eta f(\sigma_\lambda(\tilde z))]\, \nabla \log q(b)
+              + \eta \nabla f(\sigma_\lambda(z)) - \eta \nabla f(\sigma_\lambda(\tilde z))
+
+    z is the perturbed logits whose hardening is b, :math:`\tilde z` a draw of it given b that moves with the logits in its own
+    way. Both share their noise, as Tucker et al. advise, so they are equal in value and one relaxed evaluation serves both.
+    η and λ are trained on the squared gradient through :meth:`auxiliary_loss`.
+
+    Args:
+        temperature: λ at the start.
+        learn_temperature: its derivative needs f differentiated twice; False where a deeper layer's surrogate forbids that.
+
+    Source: Tucker, Mnih, Maddison, Lawson & Sohl-Dickstein (2017).
+
+    >>> import xhat
+    >>> logits = torch.zeros(4, requires_grad=True)
+    >>> xhat.expectation(lambda z: z**2, torch.distributions.Bernoulli(logits=logits), "rebar").shape
+    torch.Size([4])
+    """
+
+    unbiased = True
+    requires = frozenset({"relaxable", "differentiable f"})
+
+    def __init__(self, temperature: float = 0.5, learn_temperature: bool = True) -> None:
+        super().__init__()
+        self.log_temperature = nn.Parameter(torch.tensor(_log(temperature)), requires_grad=learn_temperature)
+        self.scale = nn.Parameter(torch.ones(()))
+        self._loss = Pending()
+
+    def evaluations(self, samples: int, q: Distribution | None = None) -> int:
+        return 2 * samples
+
+    def estimate(self, f: Function, q: Distribution, samples: int, reduce: Reduction) -> Tensor:
+        law = components_of(q)
+
+        def control(perturbed: Tensor) -> Tensor:
+            return self.scale * f(law.value(law.soften(perturbed, self.log_temperature.exp())))
+
+        return _controlled(self, f, law, samples, control, twice=self.log_temperature.requires_grad)
+
+    def auxiliary_loss(self) -> Tensor | None:
+        return self._loss.take()
+
+
+class RELAX(Gradient):
+    r"""REBAR with a control variate of one's own: :math:`c(z) = \eta f(\sigma_\lambda(z)) + r(z)`, r a network.
+
+    Args:
+        network: r, from perturbed logits ``(N, *code)`` to ``(N, 1)``; unless given, a small one that treats all elements alike
+            and sums over them, for events of any size.
+        temperature: λ at the start.
+        through_f: False leaves the relaxed f out, for an f that is defined at draws only (LAX with b): one evaluation for each
+            sample.
+
+    Source: Grathwohl, Choi, Wu, Roeder & Duvenaud (2018).
+
+    >>> import xhat
+    >>> logits = torch.zeros(4, requires_grad=True)
+    >>> q = torch.distributions.Bernoulli(logits=logits)
+    >>> xhat.expectation(lambda z: (z > 0.5).float(), q, RELAX(through_f=False)).shape
+    torch.Size([4])
+    """
+
+    unbiased = True
+
+    def __init__(self, network: nn.Module | None = None, temperature: float = 0.5, through_f: bool = True) -> None:
+        super().__init__()
+        self.requires = frozenset({"relaxable", "differentiable f"} if through_f else {"relaxable"})
+        self.through_f = through_f
+        self.network = network
+        self.each = None if network is not None else nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 1))
+        if self.each is not None:
+            nn.init.zeros_(self.each[2].weight)  # the control variate starts as REBAR's, or as none
+        self.log_temperature = nn.Parameter(torch.tensor(_log(temperature)))
+        self.scale = nn.Parameter(torch.ones(()))
+        self._loss = Pending()
+
+    def evaluations(self, samples: int, q: Distribution | None = None) -> int:
+        return 2 * samples if self.through_f else samples
+
+    def estimate(self, f: Function, q: Distribution, samples: int, reduce: Reduction) -> Tensor:
+        law = components_of(q)
+
+        def control(perturbed: Tensor) -> Tensor:
+            own = self._own(perturbed, law)
+            if not self.through_f:
+                return own
+            return own + self.scale * f(law.value(law.soften(perturbed, self.log_temperature.exp())))
+
+        return _controlled(self, f, law, samples, control, twice=True)
+
+    def _own(self, perturbed: Tensor, law: Components) -> Tensor:
+        batch = perturbed.shape[: perturbed.ndim - law.axes]
+        if self.each is None:
+            network: nn.Module = self.network  # type: ignore[assignment]
+            return network(perturbed.reshape(-1, *perturbed.shape[len(batch) :])).reshape(batch)
+        logits = law.logits.detach().clamp(-10, 10).expand_as(perturbed)
+        weight = self.each[0].weight
+        pairs = torch.stack([perturbed.clamp(-10, 10), logits], -1).to(weight.dtype)
+        return total(self.each(pairs).squeeze(-1).to(perturbed.dtype), law.axes)
+
+    def auxiliary_loss(self) -> Tensor | None:
+        return self._loss.take()
+
+
+def _log(temperature: float) -> float:
+    if not 0 < temperature < math.inf:
+        raise ConfigError(f"temperature must be above 0 and finite, was {temperature}")
+    return math.log(temperature)
+
+
+def _controlled(
+    owner: REBAR | RELAX, f: Function, law: Components, samples: int, control: Callable[[Tensor], Tensor], twice: bool
+) -> Tensor:
+    """The estimate that both share, and the loss that waits in its owner."""
+    code = law.sample(samples)
+    values = f(law.value(code))
+    learn = owner.training and law.logits.requires_grad
+    with torch.no_grad():
+        perturbed, moved = law.given(code)
+    with torch.enable_grad():
+        point = perturbed.requires_grad_()
+        at, rise = slope(control, point if learn else point.detach().requires_grad_(), keep=learn, twice=learn and twice)
+        if learn and not twice:  # linear in η: its derivative needs no second derivative of f
+            at, rise = at, rise / owner.scale.detach() * owner.scale
+        gap = values.detach() - at
+        # z moves one to one with its logit, its conditional twin by `moved`.
+        coefficient = (lift(gap, law.axes) * law.score(code) + rise * (1 - moved)).mean(0)
+        if learn:
+            own = [p for p in owner.parameters() if p.requires_grad]
+            spread = total(law.project(coefficient).square(), law.axes).mean()
+            # Taken now and for the estimator's own parameters alone: f's parameters must not be trained on the variance.
+            slopes = torch.autograd.grad(spread, own, allow_unused=True)
+            parts = [(p * s).sum() for p, s in zip(own, slopes, strict=True) if s is not None]
+            loss = torch.stack([part.to(spread.dtype) for part in parts]).sum() if parts else spread.new_zeros(())
+            owner._loss.value = spread.detach() + loss - loss.detach()
+    return honest(values.mean(0), total(coefficient.detach() * finite(law.logits), law.axes))

@@ -1,0 +1,105 @@
+"""From the options of a recipe to the parts of a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from xhat import conditionals, priors
+from xhat.conditionals import CONDITIONALS, Conditional
+from xhat.data import Corruption, corruption_from
+from xhat.errors import ConfigError, whole_number
+from xhat.gradients import Gradient, gradient_of
+from xhat.networks import MLP, ConvDecoder, ConvEncoder
+from xhat.networks.base import Network
+from xhat.objectives import ELBO
+
+Options = dict[str, Any]
+
+PRIOR_OF: dict[str, type[priors.Prior]] = {
+    "normal": priors.StandardNormal,
+    "multivariate-normal": priors.StandardNormal,
+    "bernoulli": priors.Bernoulli,
+    "categorical": priors.Categorical,
+    "one-hot-categorical": priors.OneHotCategorical,
+    "poisson": priors.Poisson,
+    "continuous-bernoulli": priors.Uniform,
+}
+
+
+def networks_for(shape: tuple[int, ...], o: Options) -> tuple[Network, Network]:
+    """The bodies of the encoder and of the decoder."""
+    if o["network"] == "mlp":
+        hidden = tuple(o["hidden"])
+        return MLP(shape, hidden, o["activation"]), MLP(code_shape(o), hidden[::-1], o["activation"])
+    if o["network"] != "conv":
+        raise ConfigError(f"network must be mlp or conv, was {o['network']!r}")
+    if len(tuple(o["hidden"])) != 1:
+        raise ConfigError(f"a convolutional network has one fully connected layer, but hidden was {tuple(o['hidden'])}")
+    channels, hidden = tuple(o["channels"]), o["hidden"][0]
+    up = ConvEncoder(shape, channels, hidden, o["activation"])
+    return up, ConvDecoder(code_shape(o), shape, channels[::-1], hidden, o["activation"])
+
+
+def code_shape(o: Options) -> tuple[int, ...]:
+    """The shape of z, or of one layer of it."""
+    if o.get("posterior") != "one-hot-categorical":
+        return (o["latent"],)
+    whole_number("categories", o["categories"])
+    return (o["latent"], o["categories"])
+
+
+def _conditional(name: str, what: str) -> type[Conditional]:
+    if name not in CONDITIONALS:
+        raise ConfigError(f"{what} must be one of {', '.join(CONDITIONALS)}, was {name!r}")
+    return CONDITIONALS[name]
+
+
+def likelihood_for(network: Network, shape: tuple[int, ...], o: Options) -> Conditional:
+    """p(x|z) on a body."""
+    cls = _conditional(o["likelihood"], "likelihood")
+    if cls is conditionals.Delta:
+        raise ConfigError("a Delta likelihood gives every other x probability 0: use likelihood='normal'")
+    if cls is conditionals.Normal:
+        return conditionals.Normal(network, shape, o["scale"], o["per"], o["link"], o["minimum"])
+    if cls is conditionals.Categorical:
+        return conditionals.Categorical(network, shape, o["levels"])
+    return cls(network, shape)  # type: ignore[call-arg]
+
+
+def posterior_for(network: Network, o: Options) -> Conditional:
+    """q(z|x) on a body, or a further layer of z."""
+    cls = _conditional(o["posterior"], "posterior")
+    if cls is conditionals.Normal:
+        return conditionals.Normal(network, o["latent"], o["posterior_scale"])
+    if cls is conditionals.MultivariateNormal:
+        return conditionals.MultivariateNormal(network, o["latent"], o["posterior_scale"])
+    if cls is conditionals.Categorical:
+        return conditionals.Categorical(network, o["latent"], o["levels"])
+    return cls(network, code_shape(o))  # type: ignore[call-arg]
+
+
+def prior_for(o: Options) -> priors.Prior:
+    """p(z), on the posterior's points, or its topmost layer."""
+    prior = PRIOR_OF.get(o["posterior"], priors.StandardNormal)
+    if prior is priors.Categorical:
+        return priors.Categorical(o["latent"], o["levels"])
+    return prior(code_shape(o), learn=True) if o.get("learn_prior") else prior(code_shape(o))  # type: ignore[call-arg]
+
+
+def gradient_for(shape: tuple[int, ...], o: Options) -> Gradient:
+    """The estimator with those of its options that were set."""
+    options = {name: o[name] for name in ("baseline", "temperature") if o[name] is not None}
+    if o["baseline"] == "network":
+        options["baseline"] = MLP(shape, (100,), "tanh")
+    return gradient_of(o["gradient"], **options)
+
+
+def elbo_for(gradient: Gradient, o: Options) -> ELBO:
+    """What is trained on, with two draws unless it is said otherwise or the gradient takes another number."""
+    samples = gradient.usable(2) if o["samples"] is None else o["samples"]
+    return ELBO(o["beta"], o["beta_warmup"], o["free_bits"], o["kl"], samples)
+
+
+def corruption_for(o: Options) -> Corruption | None:
+    """The noise on the encoder's input, if any."""
+    return None if o["corruption"] is None else corruption_from(o["corruption"])

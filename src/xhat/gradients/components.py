@@ -10,7 +10,7 @@ import abc
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Distribution, OneHotCategorical
+from torch.distributions import Bernoulli, Categorical, Distribution, OneHotCategorical
 from torch.nn import functional as F
 
 from xhat.distributions import Levels
@@ -122,7 +122,7 @@ class Categories(Components):
         elif isinstance(base, Levels):
             self.logits = base.logits.log_softmax(-1)
         else:
-            categorical = base._categorical if isinstance(base, OneHotCategorical) else base
+            categorical: Categorical = getattr(base, "_categorical", base)  # of one-hot vectors, their numbers' law
             self.logits = categorical_log_probs(categorical)
         self.axes = axes + 1
 

@@ -91,8 +91,8 @@ def misfit(
         return f"the gradient {name!r} serves no multi-sample bound; gradients that do: {', '.join(served)}"
     if f is not None and "log weight" in estimator.requires and not isinstance(f, LogWeight):
         return (
-            f"the gradient {name!r} needs to know log q apart from the rest of f: use xhat.bound(log_joint, q, gradient={name!r}), "
-            "or in a model objectives.ELBO(kl='sampled')"
+            f"the gradient {name!r} needs to know log q apart from the rest of f: use xhat.bound(log_joint, q, "
+            f"gradient={name!r}), or in a model objectives.ELBO(kl='sampled')"
         )
     return None
 

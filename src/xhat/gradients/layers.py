@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from xhat.distributions.chain import Chain
 from xhat.errors import ConfigError
 from xhat.gradients.base import Function, Gradient
 from xhat.gradients.reduction import Mean, Reduction
@@ -68,35 +69,37 @@ class Layers(Gradient):
         rest = self._rest
         if q is None:
             return self._first.evaluations(samples) * rest.evaluations(rest.fewest_samples)
+        q = _chain(q)
         return self._first.evaluations(samples, q.first) * rest.evaluations(rest.fewest_samples, q.pattern)
 
     def lacks(self, q: Distribution) -> str | None:
         missing = super().lacks(q)
         if missing is not None:
             return missing
+        q = _chain(q)
         return self._first.lacks(q.first) or self._rest.lacks(q.pattern)
 
     def estimate(self, f: Function, q: Distribution, samples: int, reduce: Reduction) -> Tensor:
-        rest = self._rest
+        chain, rest = _chain(q), self._rest
 
         def below(first: Tensor) -> Tensor:
             def at(second: Tensor) -> Tensor:
                 # The inner draws are one more leading axis, and f knows one.
-                joined = q.join(first, second)
+                joined = chain.join(first, second)
                 return f(joined.flatten(0, 1)).unflatten(0, joined.shape[:2])
 
-            return rest.estimate(at, q.then(first), rest.fewest_samples, Mean())
+            return rest.estimate(at, chain.then(first), rest.fewest_samples, Mean())
 
-        return self._first.estimate(below, q.first, samples, reduce)
+        return self._first.estimate(below, chain.first, samples, reduce)
 
     def points(self, samples: int, q: Distribution) -> int:
-        rest = self._rest
+        q, rest = _chain(q), self._rest
         return self._first.points(samples, q.first) * rest.points(rest.fewest_samples, q.pattern)
 
     def weights(self, q: Distribution, z: Tensor) -> Tensor | None:
         if self.plain:
             return None
-        rest = self._rest
+        q, rest = _chain(q), self._rest
         inner = rest.points(rest.fewest_samples, q.pattern)
         first, second = q.split(z)
         first, second = first[: len(z) // inner], second.unflatten(0, (inner, -1))
@@ -117,3 +120,10 @@ class Layers(Gradient):
     def at(self, epoch: float) -> None:
         for gradient in self.gradients:
             gradient.at(epoch)  # type: ignore[operator]
+
+
+def _chain(q: Distribution) -> Chain:
+    """The law as the chain that :meth:`Layers.lacks` has seen it to be."""
+    if not isinstance(q, Chain):
+        raise ConfigError(f"Layers needs a law of several layers, xhat.distributions.Chain, was {type(q).__name__}")
+    return q

@@ -87,9 +87,7 @@ class RELAX(Gradient):
         self.requires = frozenset({"relaxable", "differentiable f"} if through_f else {"relaxable"})
         self.through_f = through_f
         self.network = network
-        self.each = None if network is not None else nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 1))
-        if self.each is not None:
-            nn.init.zeros_(self.each[2].weight)  # the control variate starts as REBAR's, or as none
+        self.each = None if network is not None else _Each()
         self.log_temperature = nn.Parameter(torch.tensor(_log(temperature)))
         self.scale = nn.Parameter(torch.ones(()))
         self._loss = Pending()
@@ -114,12 +112,23 @@ class RELAX(Gradient):
             network: nn.Module = self.network  # type: ignore[assignment]
             return network(perturbed.reshape(-1, *perturbed.shape[len(batch) :])).reshape(batch)
         logits = law.logits.detach().clamp(-10, 10).expand_as(perturbed)
-        weight = self.each[0].weight
-        pairs = torch.stack([perturbed.clamp(-10, 10), logits], -1).to(weight.dtype)
-        return total(self.each(pairs).squeeze(-1).to(perturbed.dtype), law.axes)
+        return total(self.each(perturbed.clamp(-10, 10), logits), law.axes)
 
     def auxiliary_loss(self) -> Tensor | None:
         return self._loss.take()
+
+
+class _Each(nn.Module):
+    """A number for each element from its perturbed logit and its logit, by one small network for all; 0 at the start."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(2, 16), nn.Linear(16, 1)
+        nn.init.zeros_(self.last.weight)
+
+    def forward(self, perturbed: Tensor, logits: Tensor) -> Tensor:
+        pairs = torch.stack([perturbed, logits], -1).to(self.first.weight.dtype)
+        return self.last(self.first(pairs).tanh()).squeeze(-1).to(perturbed.dtype)
 
 
 def _log(temperature: float) -> float:

@@ -1,4 +1,4 @@
-"""The command ``xhat``: train, evaluate, sample, encode, decode, reconstruct, report.
+"""The command ``xhat``: train, evaluate, sample, encode, decode, reconstruct, report, gradients.
 
 Torch is imported by the commands themselves, so that help and mistakes are answered at once.
 """
@@ -16,6 +16,7 @@ from cyclopts import App, CycloptsError, Parameter, Token, convert
 from cyclopts.config import Toml
 
 from xhat import __version__
+from xhat.cli.laboratory import gradients
 from xhat.cli.train import train
 from xhat.cli.use import decode, encode, evaluate, reconstruct, report, sample
 from xhat.errors import ConfigError, XhatError
@@ -28,6 +29,7 @@ Examples:
     xhat report runs/digits
     xhat train images/ --resize 64x64 --network conv --likelihood normal --out runs/images
     xhat encode runs/digits --out codes.csv
+    xhat gradients --problem toy
 
 The options of a command can also stand in a file, --config run.toml; those on the command line go before it.
 """
@@ -60,7 +62,7 @@ app = App(
     version=__version__,
     default_parameter=Parameter(consume_multiple=True, converter=_typed),
 )
-for command in (train, evaluate, sample, encode, decode, reconstruct, report):
+for command in (train, evaluate, sample, encode, decode, reconstruct, report, gradients):
     app.command(command, help_epilogue="")
 
 

@@ -56,7 +56,7 @@ def evaluate(
     """
     from xhat.models.files import write_bytes
 
-    folder, model = _open(run)
+    folder, model = open_run(run)
     examples, told = examples_for(folder, data, split)
     examples = _limited(examples, limit)
     train = run_data(folder).train if data is None and split == "test" else None
@@ -110,7 +110,7 @@ def sample(run: Path, *, n: int = 64, out: Path | None = None, draw: bool = Fals
     """
     import torch
 
-    folder, model = _open(run)
+    folder, model = open_run(run)
     place = _place(out, folder, model, "samples")
     torch.manual_seed(seed)
     x = model.sample(n, sample=draw)
@@ -151,7 +151,7 @@ def encode(
     """
     import torch
 
-    folder, model = _open(run)
+    folder, model = open_run(run)
     place = folder.path / "codes.npy" if out is None else out
     check_ending(place)
     examples, told = examples_for(folder, data, split)
@@ -184,7 +184,7 @@ def decode(run: Path, codes: Path, *, out: Path | None = None, draw: bool = Fals
     """
     import torch
 
-    folder, model = _open(run)
+    folder, model = open_run(run)
     place = _place(out, folder, model, "decoded")
     z = read_codes(codes, model.latent_shape)
     torch.manual_seed(seed)
@@ -235,7 +235,7 @@ def reconstruct(
     from xhat.data import corruption_from
     from xhat.objectives.reconstruction import squared_error
 
-    folder, model = _open(run)
+    folder, model = open_run(run)
     place = _place(out, folder, model, "reconstructions")
     corruption = None if corrupt is None else corruption_from(corrupt)
     examples, _ = examples_for(folder, data, split)
@@ -273,7 +273,7 @@ def report(run: Path, *, out: Path | None = None, samples: int = 100, seed: int 
     """
     from xhat.report.write import write_report
 
-    folder, model = _open(run)
+    folder, model = open_run(run)
     if out is not None:
         make_folder(out)
     data = run_data(folder)
@@ -296,7 +296,8 @@ def _held_evaluation(folder: RunFolder) -> Evaluation | None:
         raise DataError(f"{place} is damaged ({error}): write it again with xhat evaluate {folder.path}") from error
 
 
-def _open(run: Path) -> tuple[RunFolder, Model]:
+def open_run(run: Path) -> tuple[RunFolder, Model]:
+    """A run's folder and its model."""
     from xhat.models.files import MODEL_FILE, load
     from xhat.training.folder import LAST
 

@@ -9,6 +9,7 @@ from xhat.distributions.continuous_bernoulli import ContinuousBernoulli
 from xhat.distributions.delta import Delta
 from xhat.distributions.kl import Estimate, has_closed_form, kl_divergence, kl_per_dimension
 from xhat.distributions.levels import Levels
+from xhat.distributions.relaxed import relaxed_log_prob
 from xhat.distributions.support import is_discrete
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "is_discrete",
     "kl_divergence",
     "kl_per_dimension",
+    "relaxed_log_prob",
     "widths",
 ]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from xhat.distributions import relaxed_log_prob
 from xhat.errors import ConfigError
 from xhat.gradients.features import FEATURES, offers
 from xhat.gradients.reduction import Reduction
@@ -22,7 +23,9 @@ Function = Callable[[Tensor], Tensor]
 class LogWeight:
     r"""The f of an evidence bound, :math:`\log w(z) = \log p(x, z) - \beta \log q(z)`, whose two halves can be told apart.
 
-    Estimators that follow the path only (sticking the landing, doubly reparameterised) need to know which part is log q.
+    Estimators that follow the path only (sticking the landing, doubly reparameterised) need to know which part is log q. Those
+    that relax discrete draws get a log q that is continuous between its points; log p must be so, too
+    (:func:`xhat.distributions.relaxed_log_prob`).
 
     Args:
         log_joint: maps ``(S, *batch, *event)`` to ``(S, *batch)``.
@@ -38,7 +41,17 @@ class LogWeight:
         self.log_joint, self.q, self.weight = log_joint, q, weight
 
     def __call__(self, z: Tensor) -> Tensor:
-        return self.log_joint(z) - self.weight * self.q.log_prob(z)
+        return self.log_joint(z) - self.weight * relaxed_log_prob(self.q, z)
+
+
+class Once:
+    """An f that can be differentiated once only, for it holds a surrogate: the expectation over a deeper layer."""
+
+    def __init__(self, f: Function) -> None:
+        self.f = f
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return self.f(z)
 
 
 class _Honest(torch.autograd.Function):
@@ -141,7 +154,7 @@ def slope(f: Function, z: Tensor, *, keep: bool = False, twice: bool = False) ->
         ConfigError: f is not differentiable in z.
     """
     with torch.enable_grad():
-        point = z if twice else z.detach().requires_grad_()
+        point = z.detach().requires_grad_()
         values = called(f, point)
         found = (
             torch.autograd.grad(values.sum(), point, retain_graph=keep or twice, create_graph=twice, allow_unused=True)[0]

@@ -31,7 +31,7 @@ class STL(Gradient):
     """
 
     unbiased = True
-    requires = frozenset({"rsample", "log weight"})
+    requires = frozenset({"rsample", "log_prob", "log weight"})
 
     def evaluations(self, samples: int, q: Distribution | None = None) -> int:
         return samples
@@ -59,7 +59,7 @@ class DReG(Gradient):
     """
 
     unbiased = True
-    requires = frozenset({"rsample", "log weight"})
+    requires = frozenset({"rsample", "log_prob", "log weight"})
     reductions = frozenset({"mean", "log-mean-exp"})
 
     def evaluations(self, samples: int, q: Distribution | None = None) -> int:

@@ -40,7 +40,8 @@ class Row(NamedTuple):
         snr: norm of the truth over the root of the variance.
         seconds: median time of one estimate, forward and backward.
         cost: variance × seconds: what a given precision costs.
-        spread: quantiles (5, 25, 50, 75, 95 %) of the estimates' projection on the truth, which is 1 for the truth.
+        mean: the mean of the estimates' projection on the truth, which is 1 without bias.
+        spread: quantiles of that projection, at 5, 25, 50, 75 and 95 %.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Row(NamedTuple):
     snr: float
     seconds: float
     cost: float
+    mean: float
     spread: tuple[float, ...]
 
 
@@ -121,8 +123,8 @@ def everything() -> dict[str, Gradient]:
 
 
 def compare(
-    f: Function | Callable[[], Function],
-    q: Distribution | Callable[[], Distribution],
+    f: Function | None,
+    q: Distribution | Callable[[], Distribution | tuple[Distribution, Function]],
     parameters: Tensor | Sequence[Tensor],
     gradients: Sequence[str | Gradient] | Mapping[str, Gradient] | None = None,
     samples: int = 4,
@@ -139,8 +141,9 @@ def compare(
     first, on this problem.
 
     Args:
-        f: as in :func:`expectation`; or, with a law that is made anew, None's place is taken by a pair, see ``q``.
-        q: the law, or a function that makes it from the parameters; or one that makes ``(q, f)``, where f holds q.
+        f: as in :func:`expectation`; None where ``q`` makes it, too.
+        q: the law; or a function that makes it from the parameters; or one that makes a pair (law, f), for an f that holds the
+            law, such as a bound's log weight.
         parameters: tensors in which the derivative is taken.
         gradients: names, estimators, or names with estimators; all of the library unless given.
         samples: how many values of f one estimate may take for each example, whatever it does with them.
@@ -168,8 +171,12 @@ def compare(
         raise ConfigError("compare needs parameters with requires_grad=True: the gradients are taken in them")
 
     def problem() -> tuple[Distribution, Function]:
-        made = q() if callable(q) else q
-        return made if isinstance(made, tuple) else (made, f)  # type: ignore[return-value]
+        made = q if isinstance(q, Distribution) else q()
+        if isinstance(made, tuple):
+            return made
+        if f is None:
+            raise ConfigError("compare needs a function f, or a q that makes a pair (law, f)")
+        return made, f
 
     chosen = _chosen(gradients)
     misfits: dict[str, str] = {}
@@ -223,9 +230,9 @@ def _chosen(gradients: Sequence[str | Gradient] | Mapping[str, Gradient] | None)
 
 def _fitting(estimator: Gradient, q: Distribution, f: Function, budget: int, reduce: Reduction) -> tuple[int, str | None]:
     """The most samples that stay within the budget, or why there are none."""
-    reason = misfit(estimator, q, estimator.usable(1), f, reduce)
-    if reason is not None:
-        return 0, reason
+    found = misfit(estimator, q, estimator.usable(1), f, reduce)
+    if found is not None:
+        return 0, found.reason
     for count in range(budget, 0, -1):
         if estimator.usable(count) == count and estimator.evaluations(count, q) <= budget:
             return count, None
@@ -355,6 +362,7 @@ def _row(
         norm / math.sqrt(variance) if variance > 0 else math.inf,
         sums.seconds,
         variance * sums.seconds,
+        float(sums.mean @ truth / truth.square().sum().clamp(min=1e-300)),
         tuple(float(x) for x in quantiles),
     )
 

@@ -7,6 +7,7 @@ and its logits have the event's own shape; for categories they are ``(…, *elem
 from __future__ import annotations
 
 import abc
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -122,8 +123,10 @@ class Categories(Components):
         elif isinstance(base, Levels):
             self.logits = base.logits.log_softmax(-1)
         else:
-            categorical: Categorical = getattr(base, "_categorical", base)  # of one-hot vectors, their numbers' law
-            self.logits = categorical_log_probs(categorical)
+            # A one-hot vector's law holds that of its number.
+            self.logits = categorical_log_probs(
+                base._categorical if isinstance(base, OneHotCategorical) else cast(Categorical, base)
+            )
         self.axes = axes + 1
 
     @property

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from xhat.distributions.chain import Chain
 from xhat.errors import ConfigError, whole_number
 from xhat.gradients.antithetic import ARM, ARMS, CARMS, DisARM
 from xhat.gradients.base import Function, Gradient, LogWeight
 from xhat.gradients.bounds import STL, DReG
 from xhat.gradients.enumeration import Enumerate
+from xhat.gradients.layers import Layers
 from xhat.gradients.measure import Measure
 from xhat.gradients.pathwise import Pathwise
 from xhat.gradients.reduction import Mean, Reduction
@@ -71,29 +73,41 @@ def gradient_of(gradient: str | Gradient, **options: Any) -> Gradient:
     return GRADIENTS[gradient](**options)
 
 
+class Misfit(NamedTuple):
+    """Why an estimator cannot do what is asked of it, and what to do instead."""
+
+    reason: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.reason}; {self.remedy}"
+
+
 def misfit(
     estimator: Gradient, q: Distribution, samples: int, f: Function | None = None, reduce: Reduction | None = None
-) -> str | None:
-    """Why an estimator cannot serve a law, a number of samples, a kind of f or a reduction, in a sentence; None when it can."""
+) -> Misfit | None:
+    """Whether an estimator can serve a law, a number of samples, a kind of f and a reduction: None when it can."""
     name = name_of(estimator)
     lacks = estimator.lacks(q)
+    how = Mean() if reduce is None else reduce
+    if lacks is not None and isinstance(estimator, Layers) and isinstance(q, Chain):
+        return Misfit(f"one of the layers' gradients needs {lacks} which its law does not have", "choose another for that layer")
     if lacks is not None:
-        fitting = [key for key, cls in GRADIENTS.items() if cls().lacks(q) is None]
+        fitting = [key for key, cls in GRADIENTS.items() if how.name in cls.reductions and cls().lacks(q) is None]
         remedy = f"gradients that fit: {', '.join(fitting)}" if fitting else "no gradient fits this law"
-        return f"the gradient {name!r} needs {lacks} which {_law_name(q)} does not have; {remedy}"
+        return Misfit(f"the gradient {name!r} needs {lacks} which {_law_name(q)} does not have", remedy)
     if estimator.usable(samples) != samples:
-        takes = f"as set needs samples of {estimator.takes}" if samples < estimator.fewest_samples else f"takes {estimator.takes}"
-        return f"the gradient {name!r} {takes}, was {samples}"
+        what = "as set needs samples of" if samples < estimator.fewest_samples else "takes samples of"
+        return Misfit(f"the gradient {name!r} {what} {estimator.takes}, was {samples}", f"use {estimator.usable(samples)}")
     if reduce is not None and reduce.name not in estimator.reductions:
-        served = sorted(key for key, cls in GRADIENTS.items() if reduce.name in cls.reductions and cls().lacks(q) is None)
         if reduce.name == "mean":
-            return f"the gradient {name!r} is one for multi-sample bounds, xhat.bound(…, objective='iwae'); for a mean use 'rloo'"
-        return f"the gradient {name!r} serves no multi-sample bound; gradients that do: {', '.join(served)}"
+            remedy = "use xhat.bound(…, objective='iwae'), or for a mean 'rloo'"
+            return Misfit(f"the gradient {name!r} is one for multi-sample bounds", remedy)
+        served = sorted(key for key, cls in GRADIENTS.items() if reduce.name in cls.reductions and cls().lacks(q) is None)
+        return Misfit(f"the gradient {name!r} serves no multi-sample bound", f"gradients that do: {', '.join(served)}")
     if f is not None and "log weight" in estimator.requires and not isinstance(f, LogWeight):
-        return (
-            f"the gradient {name!r} needs to know log q apart from the rest of f: use xhat.bound(log_joint, q, "
-            f"gradient={name!r}), or in a model objectives.ELBO(kl='sampled')"
-        )
+        remedy = f"use xhat.bound(log_joint, q, gradient={name!r}), or in a model objectives.ELBO(kl='sampled')"
+        return Misfit(f"the gradient {name!r} needs to know log q apart from the rest of f", remedy)
     return None
 
 
@@ -105,9 +119,9 @@ def check_fit(
     Raises:
         ConfigError: says what is missing and which gradients fit.
     """
-    reason = misfit(estimator, q, samples, f, reduce)
-    if reason is not None:
-        raise ConfigError(reason)
+    found = misfit(estimator, q, samples, f, reduce)
+    if found is not None:
+        raise ConfigError(str(found))
 
 
 def name_of(estimator: Gradient) -> str:

@@ -97,6 +97,8 @@ def _moving_support(q: Distribution) -> bool:
     """Whether mass moves in a way that ∇ log q does not see: a point mass, or bounds made of the law's parameters."""
     if isinstance(q, Independent):
         return _moving_support(q.base_dist)
+    if isinstance(q, Chain):
+        return _moving_support(q.first) or _moving_support(q.pattern)
     if isinstance(q, MixtureSameFamily):
         return _moving_support(q.component_distribution)
     if isinstance(q, TransformedDistribution):

@@ -9,7 +9,7 @@ from torch.distributions import Distribution
 
 from xhat.distributions.chain import Chain
 from xhat.errors import ConfigError
-from xhat.gradients.base import Function, Gradient
+from xhat.gradients.base import Function, Gradient, Once
 from xhat.gradients.reduction import Mean, Reduction
 
 
@@ -40,6 +40,12 @@ class Layers(Gradient):
         super().__init__()
         if len(gradients) < 2 or not all(isinstance(gradient, Gradient) for gradient in gradients):
             raise ConfigError("Layers needs two gradients or more, such as Layers([DisARM(), DisARM()])")
+        for gradient in gradients:
+            if "mean" not in gradient.reductions or "log weight" in gradient.requires:
+                raise ConfigError(
+                    f"{type(gradient).__name__} is a gradient of a whole bound, not of one layer's expectation: use 'pathwise' "
+                    "or 'rloo' in its place"
+                )
         self.gradients = nn.ModuleList(gradients)
         self.unbiased = all(gradient.unbiased for gradient in gradients)  # type: ignore[misc]
         self.plain = all(gradient.plain for gradient in gradients)  # type: ignore[misc]
@@ -90,7 +96,7 @@ class Layers(Gradient):
 
             return rest.estimate(at, chain.then(first), rest.fewest_samples, Mean())
 
-        return self._first.estimate(below, chain.first, samples, reduce)
+        return self._first.estimate(Once(below), chain.first, samples, reduce)
 
     def points(self, samples: int, q: Distribution) -> int:
         q, rest = _chain(q), self._rest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, MultivariateNormal, Normal
+from torch.distributions import Distribution, MultivariateNormal, Normal, TransformedDistribution
 from torch.quasirandom import SobolEngine
 
 from xhat.distributions.support import split
@@ -68,6 +68,12 @@ class Pathwise(Path):
     def usable(self, samples: int) -> int:
         return samples + samples % 2 if self.noise == "antithetic" else samples
 
+    def lacks(self, q: Distribution) -> str | None:
+        missing = super().lacks(q)
+        if missing is None and self.noise == "sobol" and q.event_shape.numel() > SobolEngine.MAXDIM:
+            return f"an event of at most {SobolEngine.MAXDIM} numbers, as many as Sobol' points have,"
+        return missing
+
     def evaluations(self, samples: int, q: Distribution | None = None) -> int:
         return samples
 
@@ -88,7 +94,10 @@ class Pathwise(Path):
 def _through_icdf(q: Distribution, samples: int) -> Tensor:
     """Draws from Sobol' points shifted by one uniform number for each example and element."""
     base, _ = split(q)
-    like = q.mean if isinstance(base, MultivariateNormal) else base.icdf(base.mean.new_full((), 0.5))
+    inner = base
+    while isinstance(inner, TransformedDistribution):  # it may have no formula for its mean
+        inner = inner.base_dist
+    like = inner.mean
     shape = q.batch_shape + q.event_shape
     size = q.event_shape.numel()
     points = SobolEngine(size).draw(samples, dtype=like.dtype).to(like.device)

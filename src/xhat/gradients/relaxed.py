@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from xhat.errors import ConfigError
-from xhat.gradients.base import Function, Gradient, Pending, finite, honest, lift, slope, total
+from xhat.gradients.base import Function, Gradient, Once, Pending, finite, honest, lift, slope, total
 from xhat.gradients.components import Components, components_of
 from xhat.gradients.reduction import Reduction
 
@@ -50,12 +50,7 @@ class REBAR(Gradient):
         return 2 * samples
 
     def estimate(self, f: Function, q: Distribution, samples: int, reduce: Reduction) -> Tensor:
-        law = components_of(q)
-
-        def control(perturbed: Tensor) -> Tensor:
-            return self.scale * f(law.value(law.soften(perturbed, self.log_temperature.exp())))
-
-        return _controlled(self, f, law, samples, control, twice=self.log_temperature.requires_grad)
+        return _controlled(self, f, components_of(q), samples, None)
 
     def auxiliary_loss(self) -> Tensor | None:
         return self._loss.take()
@@ -70,6 +65,7 @@ class RELAX(Gradient):
         temperature: λ at the start.
         through_f: False leaves the relaxed f out, for an f that is defined at draws only (LAX with b): one evaluation for each
             sample.
+        learn_temperature: as in :class:`REBAR`.
 
     Source: Grathwohl, Choi, Wu, Roeder & Duvenaud (2018).
 
@@ -82,13 +78,19 @@ class RELAX(Gradient):
 
     unbiased = True
 
-    def __init__(self, network: nn.Module | None = None, temperature: float = 0.5, through_f: bool = True) -> None:
+    def __init__(
+        self,
+        network: nn.Module | None = None,
+        temperature: float = 0.5,
+        through_f: bool = True,
+        learn_temperature: bool = True,
+    ) -> None:
         super().__init__()
         self.requires = frozenset({"relaxable", "differentiable f"} if through_f else {"relaxable"})
         self.through_f = through_f
         self.network = network
         self.each = None if network is not None else _Each()
-        self.log_temperature = nn.Parameter(torch.tensor(_log(temperature)))
+        self.log_temperature = nn.Parameter(torch.tensor(_log(temperature)), requires_grad=through_f and learn_temperature)
         self.scale = nn.Parameter(torch.ones(()))
         self._loss = Pending()
 
@@ -97,14 +99,7 @@ class RELAX(Gradient):
 
     def estimate(self, f: Function, q: Distribution, samples: int, reduce: Reduction) -> Tensor:
         law = components_of(q)
-
-        def control(perturbed: Tensor) -> Tensor:
-            own = self._own(perturbed, law)
-            if not self.through_f:
-                return own
-            return own + self.scale * f(law.value(law.soften(perturbed, self.log_temperature.exp())))
-
-        return _controlled(self, f, law, samples, control, twice=True)
+        return _controlled(self, f if self.through_f else None, law, samples, lambda z: self._own(z, law), of=f)
 
     def _own(self, perturbed: Tensor, law: Components) -> Tensor:
         batch = perturbed.shape[: perturbed.ndim - law.axes]
@@ -138,28 +133,62 @@ def _log(temperature: float) -> float:
 
 
 def _controlled(
-    owner: REBAR | RELAX, f: Function, law: Components, samples: int, control: Callable[[Tensor], Tensor], twice: bool
+    owner: REBAR | RELAX,
+    relaxed: Function | None,
+    law: Components,
+    samples: int,
+    own: Callable[[Tensor], Tensor] | None,
+    of: Function | None = None,
 ) -> Tensor:
-    """The estimate that both share, and the loss that waits in its owner."""
+    """The estimate that both share, and the loss that waits in its owner.
+
+    Args:
+        owner: has ``scale``, ``log_temperature`` and a place for the loss.
+        relaxed: f, where the control variate looks at it.
+        law: the elements.
+        samples: S.
+        own: what the control variate adds of its own.
+        of: f, where it is not ``relaxed``.
+    """
+    f: Function = of or relaxed  # type: ignore[assignment]
     code = law.sample(samples)
     values = f(law.value(code))
-    learn = owner.training and law.logits.requires_grad
+    learn = owner.training and law.logits.requires_grad and torch.is_grad_enabled()
+    twice = learn and owner.log_temperature.requires_grad and not isinstance(f, Once)
     with torch.no_grad():
         perturbed, moved = law.given(code)
+    at, rise = torch.zeros_like(values.detach()), torch.zeros_like(perturbed)
     with torch.enable_grad():
-        point = perturbed.requires_grad_()
-        at, rise = slope(control, point if learn else point.detach().requires_grad_(), keep=learn, twice=learn and twice)
-        if learn and not twice:  # linear in η: its derivative needs no second derivative of f
-            at, rise = at, rise / owner.scale.detach() * owner.scale
-        gap = values.detach() - at
+        if relaxed is not None:
+            temperature = owner.log_temperature.exp() if twice else owner.log_temperature.detach().exp()
+            inner, outer = slope(lambda z: relaxed(law.value(law.soften(z, temperature))), perturbed, twice=twice)
+            at, rise = owner.scale * inner, owner.scale * outer
+        if own is not None:
+            inner, outer = slope(own, perturbed, twice=learn)
+            at, rise = at + inner, rise + outer
         # z moves one to one with its logit, its conditional twin by `moved`.
+        gap = values.detach() - at
         coefficient = (lift(gap, law.axes) * law.score(code) + rise * (1 - moved)).mean(0)
         if learn:
-            own = [p for p in owner.parameters() if p.requires_grad]
-            spread = total(law.project(coefficient).square(), law.axes).mean()
-            # Taken now and for the estimator's own parameters alone: f's parameters must not be trained on the variance.
-            slopes = torch.autograd.grad(spread, own, allow_unused=True)
-            parts = [(p * s).sum() for p, s in zip(own, slopes, strict=True) if s is not None]
-            loss = torch.stack([part.to(spread.dtype) for part in parts]).sum() if parts else spread.new_zeros(())
-            owner._loss.value = spread.detach() + loss - loss.detach()
+            owner._loss.value = _variance(owner, total(law.project(coefficient).square(), law.axes).mean())
     return honest(values.mean(0), total(coefficient.detach() * finite(law.logits), law.axes))
+
+
+def _variance(owner: nn.Module, spread: Tensor) -> Tensor:
+    """A loss with the value of ``spread`` whose derivative is taken now, and in the estimator's own parameters alone.
+
+    f's parameters, which the spread hangs on as well, must not be trained on it.
+    """
+    own = [p for p in owner.parameters() if p.requires_grad]
+    try:
+        slopes = torch.autograd.grad(spread, own, allow_unused=True)
+    except RuntimeError as error:
+        if "second time" not in str(error):
+            raise
+        raise ConfigError(
+            "the temperature is learned through f's second derivative, which the surrogate of a deeper expectation does not "
+            "have: use learn_temperature=False"
+        ) from error
+    parts = [(p * s).sum().to(spread.dtype) for p, s in zip(own, slopes, strict=True) if s is not None]
+    loss = torch.stack(parts).sum() if parts else spread.new_zeros(())
+    return spread.detach() + loss - loss.detach()

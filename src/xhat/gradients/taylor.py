@@ -47,11 +47,13 @@ class MuProp(Gradient):
 class DoubleCV(Gradient):
     r"""Leave-one-out with a second control variate from f's derivative at the other draws, at no further values of f.
 
-    .. math:: g = \frac1S \sum_k [f(b_k) - \alpha v_k^\top (b_k - p) - c_k]\, \nabla \log q(b_k) + \alpha v_k^\top \nabla p
+    .. math:: g = \frac1S \sum_k \Big[f(b_k) - \alpha h_k - \frac{1}{S-1} \sum_{j \ne k} (f(b_j) - \alpha h_j)\Big]
+              \nabla \log q(b_k) + \alpha \bar v^\top \nabla p, \qquad h_k = v_k^\top (b_k - p)
 
-    where :math:`v_k` is the mean of :math:`\nabla f(b_j)` over the other draws and :math:`c_k` that of
-    :math:`f(b_j) + \alpha \nabla f(b_j)^\top (p - b_j)`, the expansions at the other draws carried to the mean. With α = 1 the
-    noise is gone where f is linear; α is learned on the variance.
+    where :math:`v_k` is the mean of :math:`\nabla f(b_j)` over the draws other than k and :math:`\bar v` that over all. No
+    :math:`h_j` has another mean than zero given the other draws, so none needs a correction but the draw's own. Between two draws
+    the noise of the two derivatives cancels to second order: for a quadratic f and α = 1 what is left of f is its curvature. α is
+    learned on the variance, from 0, where this is leave-one-out.
 
     Source: Titsias & Shi (2022).
 
@@ -66,7 +68,7 @@ class DoubleCV(Gradient):
 
     def __init__(self) -> None:
         super().__init__()
-        self.alpha = nn.Parameter(torch.ones(()))
+        self.alpha = nn.Parameter(torch.zeros(()))
         self._loss = Pending()
 
     @property
@@ -83,9 +85,8 @@ class DoubleCV(Gradient):
         mean = law.probs()
         with torch.no_grad():
             others = (rise.sum(0) - rise) / (samples - 1)
-            carried = total(rise * (mean - code), law.axes)
-            leave = values - (values.sum(0) - values) / (samples - 1)
-            correction = total(others * (code - mean), law.axes) + (carried.sum(0) - carried) / (samples - 1)
+            along = total(others * (code - mean), law.axes)
+            leave, correction = (x - (x.sum(0) - x) / (samples - 1) for x in (values, along))
             score = law.score(code)
             plain = (lift(leave, law.axes) * score).mean(0)
             removed = (lift(correction, law.axes) * score).mean(0)

@@ -36,8 +36,8 @@ class _Distinct(Gradient):
             return "a law of three values or more (this one has two: 'enumerate' is exact),"
         return missing
 
-    def evaluations(self, samples: int, q: Distribution | None = None) -> int:
-        return samples
+    def points(self, samples: int, q: Distribution) -> int:
+        return self.evaluations(samples, q)
 
 
 class SumAndSample(_Distinct):
@@ -58,6 +58,9 @@ class SumAndSample(_Distinct):
     """
 
     unbiased = True
+
+    def evaluations(self, samples: int, q: Distribution | None = None) -> int:
+        return samples if q is None else min(samples, _outcomes(q))
 
     def weights(self, q: Distribution, z: Tensor) -> Tensor:
         mass = q.log_prob(z[:-1]).exp()
@@ -105,6 +108,10 @@ class UnorderedSet(_Distinct):
 
     def usable(self, samples: int) -> int:
         return min(max(2, samples), LARGEST_SET)
+
+    def evaluations(self, samples: int, q: Distribution | None = None) -> int:
+        # All values but one say what the last one does.
+        return samples if q is None else min(samples, _outcomes(q) - 1)
 
     def weights(self, q: Distribution, z: Tensor) -> Tensor:
         mass = q.log_prob(z).double().exp()

@@ -15,6 +15,7 @@ from xhat.distributions import Delta, is_discrete
 from xhat.distributions.support import extended_log_prob
 from xhat.errors import ConfigError, XhatError
 from xhat.gradients import Gradient
+from xhat.gradients import Mean
 from xhat.gradients.expectation import check_fit
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def try_out(model: Model, x: Tensor) -> None:
     check_law(q, "posterior", model.latent_shape, (len(x),))
     # A law with a gradient to its parameters: some estimators fit only where nothing moves the support.
     with torch.enable_grad():
-        check_fit(model.gradient, model.posterior(x), model.objective.samples)
+        check_fit(model.gradient, model.posterior(x), model.objective.samples, reduce=Mean())
     likelihood = _called(model.likelihood, q.sample((2,)), "likelihood")
     check_law(likelihood, "likelihood", model.event_shape, (2, len(x)))
     _alone(model.gradient, [model.likelihood, getattr(model, "prior", None), *_later(model.posterior)])
@@ -70,7 +71,7 @@ def _alone(gradient: Gradient, parts: Sequence[Any]) -> None:
     Raises:
         ConfigError: one of the parts normalises over the batch.
     """
-    if not getattr(gradient, "signals", False):
+    if not gradient.signals:
         return
     for part in parts:
         for module in part.modules() if isinstance(part, nn.Module) else ():

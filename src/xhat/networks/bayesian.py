@@ -153,7 +153,7 @@ class BayesianLinear(BayesianLayer):
     r"""A linear layer with Normal weights, :math:`y = xW^\top + b`, :math:`W, b \sim N(\mu, \operatorname{softplus}(\rho)^2)`.
 
     Each call draws, in training and in evaluation mode alike, for the law of the weights is the model; within
-    ``with mean_weights(model):`` it does not. How it draws is one of three ways. In all of them the output of each row of x, taken
+    ``with mean_weights(model):`` it does not. There are three ways to draw. In all of them the output of each row of x, taken
     alone, has exactly the law of :math:`xW^\top + b`, so expected losses and their gradients agree; rows differ in how they hang
     together:
 
@@ -162,10 +162,11 @@ class BayesianLinear(BayesianLayer):
     - ``"local"``: the output itself is drawn, from :math:`N(x\mu^\top + \mu_b, x^2(\sigma^2)^\top + \sigma_b^2)`, anew for each
       row. Rows are independent and the variance of a gradient falls as 1/B.
     - ``"flipout"``: :math:`y = x\mu^\top + \mu_b + r \odot ((x \odot s)\Delta^\top + \delta)` with one draw of
-      :math:`\Delta = \sigma\varepsilon` and :math:`\delta = \sigma_b\varepsilon_b` for the call and random signs r, s for each row.
-      A Normal is symmetric, so each row's weights and bias keep their law; outputs of different rows are uncorrelated, but not
-      independent: they share \|Δ\|. The variance of a gradient with respect to μ falls nearly as 1/B, and exactly so for a squared
-      error of one layer; that with respect to ρ reaches a floor, since :math:`\Delta^2` is shared.
+      :math:`\Delta = \sigma\varepsilon` and :math:`\delta = \sigma_b\varepsilon_b` for the call, and random signs r, s for each
+      row. A Normal is symmetric, so each row's weights and bias keep their law; outputs of different rows are uncorrelated, but
+      not independent: they share the sizes of Δ. For a squared error of one layer the variance of the gradient with respect to μ
+      falls exactly as 1/B, in general down to a small floor; that with respect to ρ has a larger floor, for it contains
+      :math:`\Delta^2`, which no sign changes.
 
     A row is an example. Where an example has several rows that must share their weights (positions of a sequence), only
     ``"shared"`` has their joint law; so has any comparison of outputs between rows.

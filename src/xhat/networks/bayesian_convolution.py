@@ -37,8 +37,8 @@ class BayesianConv2d(BayesianLayer):
       channel, r for those that come out and s for those that go in. Each image's output has exactly the law of
       :math:`W * x + b`, jointly over all its positions.
 
-    ``"local"`` is refused. Drawing each position of the output on its own gives each one the right mean and variance, but positions
-    that share W would come out independent: whatever pools or mixes them next would see the wrong law, and the bound
+    ``"local"`` is refused. Drawing each position of the output on its own gives each one the right mean and variance, but
+    positions that share W would come out independent: whatever pools or mixes them next would see the wrong law, and the bound
     and its gradient would belong to another model.
 
     Args:

@@ -39,9 +39,9 @@ class _Twins:
         if layer not in self.twins:
             with torch.device("meta"):  # its first weights are never used, so no memory and no random numbers go into them
                 twin = self._empty(layer)
-            twin.weight_loc, twin.weight_raw_scale = layer.weight, self.raw_scale(layer.weight)
-            if layer.bias is not None:
-                twin.bias_loc, twin.bias_raw_scale = layer.bias, self.raw_scale(layer.bias)
+            for name, loc in layer.named_parameters(recurse=False):
+                setattr(twin, f"{name}_loc", loc)
+                setattr(twin, f"{name}_raw_scale", self.raw_scale(loc))
             self.twins[layer] = twin.train(layer.training)
         return self.twins[layer]
 
@@ -63,9 +63,19 @@ class _Twins:
         )
 
 
-def _replaceable(module: nn.Module | None) -> bool:
-    # A subclass has reasons of its own to exist: attention, for one, reads the weights of its last layer and never calls it.
-    return type(module) in (nn.Linear, nn.Conv2d)
+def _replaceable(model: nn.Module) -> dict[nn.Module, tuple[str, nn.Linear | nn.Conv2d]]:
+    """The layers of a model that get a twin, by name, each once.
+
+    A subclass of the two has reasons of its own to exist, and torch's transformer layer reads the weights of the layers that it
+    holds instead of calling them.
+    """
+    whole = [module for module in model.modules() if isinstance(module, nn.TransformerEncoderLayer)]
+    within = {inner for module in whole for inner in module.modules()}
+    return {
+        module: (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and type(module) in (nn.Linear, nn.Conv2d) and module not in within
+    }
 
 
 def bayesian(
@@ -76,7 +86,7 @@ def bayesian(
     The means start at the model's weights; the model itself is left as it was. A layer that stands in several places, or a
     parameter that several of these layers hold, is shared in the copy too. Parameters that are frozen stay so, with their σ.
     Everything else is left alone and keeps weights without a law: transposed convolutions, normalisation, embeddings, attention,
-    and subclasses of the two layers.
+    torch's transformer layers, and subclasses of the two.
 
     A parameter's law is shared, a draw is not: each call of a layer draws anew.
 
@@ -100,34 +110,34 @@ def bayesian(
     """
     twins = _Twins(sampling, prior_scale, initial_scale)
     model = copy.deepcopy(model)
-    if isinstance(model, nn.Linear | nn.Conv2d) and _replaceable(model):
-        _check(model)
-        return twins.of(model)
-    _check(model)
+    layers = _replaceable(model)
+    _check(model, layers)
+    if model in layers:
+        return twins.of(layers[model][1])
+    changed = [part for part in model.modules() if isinstance(part, Part) and any(inner in layers for inner in part.modules())]
     for module in list(model.modules()):
         for name, child in module._modules.items():
-            if isinstance(child, nn.Linear | nn.Conv2d) and _replaceable(child):
-                module._modules[name] = twins.of(child)
-    for module in model.modules():
-        changed = any(isinstance(inner, BayesianLayer) and inner in set(twins.twins.values()) for inner in module.modules())
-        if isinstance(module, Part) and not isinstance(module, BayesianLayer) and changed:
-            object.__setattr__(module, "_arguments", {**getattr(module, "_arguments", {}), "bayesian": Converted()})
+            if child in layers:
+                module._modules[name] = twins.of(layers[child][1])
+    for part in changed:
+        object.__setattr__(part, "_arguments", {**getattr(part, "_arguments", {}), "bayesian": Converted()})
     return model
 
 
-def _check(model: nn.Module) -> None:
+def _check(model: nn.Module, layers: dict[nn.Module, tuple[str, nn.Linear | nn.Conv2d]]) -> None:
     """Refuse a model without layers to replace, and ties that replacing them would silently cut.
 
     Raises:
         ConfigError: says which.
     """
-    layers = {module: name for name, module in model.named_modules() if _replaceable(module)}
     if not layers:
-        raise ConfigError(f"{type(model).__name__} has no nn.Linear or nn.Conv2d that could be made Bayesian: give a model with one")
-    for layer, name in layers.items():
+        raise ConfigError(
+            f"{type(model).__name__} has no nn.Linear or nn.Conv2d that could be made Bayesian: give a model with one"
+        )
+    for name, layer in layers.values():
         if layer._forward_pre_hooks or layer._forward_hooks or "weight" not in layer._parameters:
             raise ConfigError(
-                f"the layer {name or 'itself'!r} has hooks (weight_norm, say), which a Bayesian layer would lose: remove them first"
+                f"the layer {name!r} has hooks (weight_norm, say), which its Bayesian twin would lose: remove them first"
             )
     held = {parameter for layer in layers for parameter in layer.parameters(recurse=False)}
     for name, module in model.named_modules():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from xhat.distributions import has_closed_form, kl_per_dimension
+from xhat.distributions import has_closed_form, kl_per_dimension, relaxed_log_prob
 from xhat.distributions.kl_table import closed_form
 from xhat.errors import ConfigError, whole_number
 from xhat.gradients import LogWeight, expectation
@@ -78,7 +78,13 @@ class ELBO(Objective):
         q, p = model.posterior(x), model.prior()
         model.gradient.see(x)
         # A path derivative of the whole bound needs log q itself: there the KL is never taken in closed form.
-        whole = self.kl == "sampled" or (self.kl == "auto" and "log weight" in model.gradient.requires)
+        path = "log weight" in model.gradient.requires
+        if path and self.free_bits > 0:
+            raise ConfigError(
+                "free_bits needs the KL of each dimension in closed form, and a path derivative (stl, dreg) the whole log weight: use "
+                "free_bits=0 or gradient='pathwise'"
+            )
+        whole = self.kl == "sampled" or (self.kl == "auto" and path)
         kl = None if whole else closed_form(q, p)
         if kl is not None:
             return self._analytic(model, target, q, p, kl)
@@ -99,8 +105,9 @@ class ELBO(Objective):
         seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
         def log_joint(z: Tensor) -> Tensor:
-            log_px, log_pz = model.likelihood(z).log_prob(target), p.log_prob(z)
-            seen.append((z.detach(), log_px.detach(), log_pz.detach()))
+            log_px, log_pz = model.likelihood(z).log_prob(target), relaxed_log_prob(p, z)
+            if not seen:
+                seen.append((z.detach(), log_px.detach(), log_pz.detach()))
             return log_px + self.weight * log_pz
 
         bound = expectation(LogWeight(log_joint, q, self.weight), q, model.gradient, self.samples)
@@ -110,5 +117,10 @@ class ELBO(Objective):
             z, log_px, log_pz = (part[:count] for part in seen[0])
             log_ratio = q.log_prob(z) - log_pz
             weights = model.gradient.weights(q, z)
-            log_px, kl = (term.mean(0) if weights is None else (weights * term).sum(0) for term in (log_px, log_ratio))
+            log_px, kl = (_averaged(term, weights) for term in (log_px, log_ratio))
         return Terms(-bound, {"elbo": log_px - kl, "log_px_given_z": log_px, "kl": kl})
+
+
+def _averaged(term: Tensor, weights: Tensor | None) -> Tensor:
+    """The mean over points, ``(S, B)``, or with weights their sum, to which an impossible point adds nothing."""
+    return term.mean(0) if weights is None else torch.where(weights > 0, weights * term, 0.0).sum(0)

@@ -25,7 +25,7 @@ LABELS = ("#332288", "#44aa99", "#cc6677", "#999933", "#4fb0e0", "#882255", "#11
 OTHER = "#8a949e"
 ERROR_MAP = "cividis"  # made for readers with and without colour blindness alike
 
-_RC: Any = {
+RC: Any = {
     "font.family": ["DejaVu Sans"],  # the page puts its own font in place of it
     "font.size": 10.5,
     "mathtext.default": "regular",
@@ -108,7 +108,7 @@ def drawing(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
     """A figure with one pair of axes, ``width`` by ``height`` in CSS pixels; nothing of matplotlib's own state stays changed."""
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(_RC)
+        mpl.rcParams.update(RC)
         figure = Figure(figsize=(width / 72, height / 72))
         yield figure, figure.add_subplot()
 

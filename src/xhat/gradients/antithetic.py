@@ -141,7 +141,8 @@ class ARMS(Gradient):
         values = f(z)
         with torch.no_grad():
             # p(1-p)(1-ρ) is the probability that one of a pair of draws is rare and the other is not, halved.
-            weight = rare * (1 - rare) / (rare - _both(rare, samples))
+            parted = rare - _both(rare, samples)
+            weight = torch.where(parted > 0, rare * (1 - rare) / parted, 1.0)
             centred = lift(values - values.mean(0), bits.axes)
             coefficient = (centred * z).sum(0) * weight / (samples - 1)
         return honest(reduce(values), total(coefficient * bits.logits, bits.axes))

@@ -11,13 +11,18 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from xhat.distributions import relaxed_log_prob
-from xhat.errors import ConfigError
+from xhat.errors import ConfigError, DataError
 from xhat.gradients.features import FEATURES, offers
 from xhat.gradients.reduction import Reduction
 from xhat.parts import Part
 
 Function = Callable[[Tensor], Tensor]
 """What an expectation is taken of: maps ``(S, *batch, *event)`` to ``(S, *batch)``."""
+
+NOT_DIFFERENTIABLE = (
+    "this gradient needs an f that is differentiable in z, and its value does not depend on z by differentiable operations: "
+    "use 'score', 'rloo' or 'disarm', which take f as it is"
+)
 
 
 class LogWeight:
@@ -91,8 +96,8 @@ class _Once(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         raise RuntimeError(
-            "a score-function gradient cannot be differentiated a second time, its second derivative would be wrong: "
-            "use gradient='pathwise' where the law has it"
+            "an estimate of a gradient cannot be differentiated a second time, its second derivative would be wrong: "
+            "use gradient='pathwise' where the law has it, or 'enumerate'"
         )
 
 
@@ -133,7 +138,7 @@ def called(f: Function, z: Tensor) -> Tensor:
     try:
         return f(z)
     except ValueError as error:
-        if isinstance(error, ConfigError) or "within the support" not in str(error):
+        if "within the support" not in str(error) and not (isinstance(error, DataError) and "quantise" in str(error)):
             raise
         raise ConfigError(
             "f refuses relaxed values: a law inside it validates its arguments; make that law with validate_args=False, or use "
@@ -162,10 +167,7 @@ def slope(f: Function, z: Tensor, *, keep: bool = False, twice: bool = False) ->
             else None
         )
     if found is None:
-        raise ConfigError(
-            "this gradient needs an f that is differentiable in z, and its value does not depend on z by differentiable "
-            "operations: use 'score', 'rloo' or 'disarm', which take f as it is"
-        )
+        raise ConfigError(NOT_DIFFERENTIABLE)
     return (values if keep or twice else values.detach()), found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,17 +12,19 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from xhat.distributions.chain import Chain
 from xhat.errors import ConfigError, whole_number
 from xhat.gradients.base import Function, Gradient
 from xhat.gradients.enumeration import Enumerate
-from xhat.gradients.expectation import GRADIENTS, expectation, gradient_of, misfit
+from xhat.gradients.expectation import GRADIENTS, expectation, gradient_of, misfit, name_of
+from xhat.gradients.layers import Layers
 from xhat.gradients.pathwise import Pathwise
 from xhat.gradients.reduction import Mean, Reduction
 from xhat.gradients.score import Score
 
 KEPT = 20_000_000  # numbers of single estimates that are held for the spread
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-NEGLIGIBLE = 1e-9  # of the gradient's norm: what rounding alone does
+NEGLIGIBLE = 1e-9  # of the gradient's norm: what rounding alone does, in float64
 
 
 class Row(NamedTuple):
@@ -126,7 +129,7 @@ def compare(
     f: Function | None,
     q: Distribution | Callable[[], Distribution | tuple[Distribution, Function]],
     parameters: Tensor | Sequence[Tensor],
-    gradients: Sequence[str | Gradient] | Mapping[str, Gradient] | None = None,
+    gradients: str | Gradient | Sequence[str | Gradient] | Mapping[str, Gradient] | None = None,
     samples: int = 4,
     repeats: int = 1000,
     *,
@@ -142,10 +145,12 @@ def compare(
 
     Args:
         f: as in :func:`expectation`; None where ``q`` makes it, too.
-        q: the law; or a function that makes it from the parameters; or one that makes a pair (law, f), for an f that holds the
-            law, such as a bound's log weight.
+        q: the law; or a function without arguments that makes it from the parameters, anew for each estimate; or one that makes a
+            pair (law, f), where f holds the law, as a bound's :class:`LogWeight` does.
         parameters: tensors in which the derivative is taken.
-        gradients: names, estimators, or names with estimators; all of the library unless given.
+        gradients: names, estimators, or names with estimators; all of the library unless given. For a law of several layers
+            each is taken once a layer, nested. Estimators are copied: training
+            leaves yours alone.
         samples: how many values of f one estimate may take for each example, whatever it does with them.
         repeats: independent estimates of each.
         exact: the true gradient, where it is known; else it is enumerated where that is possible, else the unbiased estimator
@@ -155,7 +160,7 @@ def compare(
         progress: called with each estimator's name before it runs.
 
     Raises:
-        ConfigError: no estimator fits, or f and q do not fit each other.
+        ConfigError: no estimator fits; there is no f; parameters without ``requires_grad``; or an ``exact`` of another size.
 
     >>> logit = torch.zeros(1, requires_grad=True)
     >>> q = torch.distributions.Bernoulli(logits=logit)
@@ -178,11 +183,10 @@ def compare(
             raise ConfigError("compare needs a function f, or a q that makes a pair (law, f)")
         return made, f
 
-    chosen = _chosen(gradients)
     misfits: dict[str, str] = {}
     runs: dict[str, tuple[Gradient, int]] = {}
     law, function = problem()
-    for name, estimator in chosen.items():
+    for name, estimator in _layered(_chosen(gradients), law, misfits).items():
         count, reason = _fitting(estimator, law, function, samples, how)
         if reason is not None:
             misfits[name] = reason
@@ -210,22 +214,47 @@ def compare(
         steady = [name for name in runs if runs[name][0].unbiased] or list(runs)
         reference = min(steady, key=lambda name: float(measured[name].variance.sum()))
         truth, truth_error = measured[reference].mean, measured[reference].variance / repeats
-    rows = [_row(name, *runs[name], law, measured[name], truth, truth_error, name == reference, repeats, kept) for name in runs]
+    rounding = max(NEGLIGIBLE, *(32 * torch.finfo(leaf.dtype).eps for leaf in leaves))
+    rows = [
+        _row(name, *runs[name], law, measured[name], truth, truth_error, name == reference, repeats, kept, rounding)
+        for name in runs
+    ]
     recommended, reason = _recommend(rows)
     return Comparison(rows, misfits=misfits, reference=reference, repeats=repeats, recommended=recommended, reason=reason)
 
 
-def _chosen(gradients: Sequence[str | Gradient] | Mapping[str, Gradient] | None) -> dict[str, Gradient]:
+def _chosen(gradients: str | Gradient | Sequence[str | Gradient] | Mapping[str, Gradient] | None) -> dict[str, Gradient]:
     if gradients is None:
         return everything()
     if isinstance(gradients, Mapping):
-        return dict(gradients)
+        return {name: copy.deepcopy(gradient_of(gradient)) for name, gradient in gradients.items()}
     known = everything()
-    named = {}
-    for gradient in gradients:
-        name = gradient if isinstance(gradient, str) else type(gradient).__name__
-        named[name] = known[name] if name in known else gradient_of(gradient)
+    named: dict[str, Gradient] = {}
+    for gradient in [gradients] if isinstance(gradients, str | Gradient) else gradients:
+        name = first = gradient if isinstance(gradient, str) else name_of(gradient)
+        count = 1
+        while name in named:  # one estimator with other options is another row
+            count += 1
+            name = f"{first} ({count})"
+        named[name] = copy.deepcopy(known[first] if isinstance(gradient, str) and first in known else gradient_of(gradient))
     return named
+
+
+def _layered(chosen: dict[str, Gradient], q: Distribution, misfits: dict[str, str]) -> dict[str, Gradient]:
+    """For a law of several layers each estimator once a layer, nested; those that cannot go there become misfits."""
+    if not isinstance(q, Chain):
+        return chosen
+    depth, below = 1, q
+    while isinstance(below, Chain):
+        depth, below = depth + 1, below.pattern  # type: ignore[assignment]
+    nested: dict[str, Gradient] = {}
+    for name, estimator in chosen.items():
+        try:
+            each = [copy.deepcopy(estimator) for _ in range(depth)]
+            nested[name] = estimator if isinstance(estimator, Layers) else Layers(each)
+        except ConfigError as error:
+            misfits[name] = str(error)
+    return nested
 
 
 def _fitting(estimator: Gradient, q: Distribution, f: Function, budget: int, reduce: Reduction) -> tuple[int, str | None]:
@@ -250,7 +279,11 @@ def _exact(
 ) -> tuple[Tensor | None, str]:
     if exact is not None:
         parts = [exact] if isinstance(exact, Tensor) else list(exact)
-        return torch.cat([part.detach().double().flatten().cpu() for part in parts]), "given"
+        known = torch.cat([part.detach().double().flatten().cpu() for part in parts])
+        size = sum(leaf.numel() for leaf in leaves)
+        if len(known) != size:
+            raise ConfigError(f"exact must have a number for each of the {size} of the parameters, had {len(known)}")
+        return known, "given"
     exhaustive = Enumerate(limit=2**12)
     if misfit(exhaustive, q, 1, f, reduce) is None:
         return _gradient(exhaustive, problem, leaves, 1, reduce), "enumerated"
@@ -267,7 +300,10 @@ def _gradient(
     """One estimate, flat, in float64 on the CPU."""
     q, f = problem()
     value = expectation(f, q, estimator, samples, reduce).mean()
-    slopes = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
+    # A value that no derivative flows to, such as a jump's along the path, has the derivative 0: let the bias be seen.
+    slopes = (
+        torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True) if value.requires_grad else [None] * len(leaves)
+    )
     flat = [
         (torch.zeros_like(leaf) if slope is None else slope).detach().double().flatten().cpu()
         for leaf, slope in zip(leaves, slopes, strict=True)
@@ -338,14 +374,15 @@ def _row(
     is_truth: bool,
     repeats: int,
     kept: Tensor,
+    rounding: float,
 ) -> Row:
     away = (sums.mean - truth).abs()
     norm = float(truth.norm())
-    away = torch.where(away <= NEGLIGIBLE * norm, 0.0, away)
+    away = torch.where(away <= rounding * norm, 0.0, away)
     stderr = (sums.variance / repeats + truth_error).sqrt()
     errors = torch.where(away > 0, away / stderr, 0.0)
     variance = float(sums.variance.sum())
-    if variance <= (NEGLIGIBLE * norm) ** 2:
+    if variance <= (rounding * norm) ** 2:
         variance = 0.0
     along = truth[kept].float()
     share = sums.kept @ along / along.square().sum().clamp(min=1e-30)

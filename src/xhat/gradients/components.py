@@ -180,6 +180,15 @@ class Categories(Components):
         return code.argmax(-1)
 
 
+def log_mass(q: Distribution, z: Tensor) -> Tensor:
+    """``q.log_prob(z)``, also for bits that are certain, where torch multiplies an infinite logit by 0."""
+    base, axes = split(q)
+    if not isinstance(base, Bernoulli):
+        return q.log_prob(z)
+    each = torch.where(z > 0.5, F.logsigmoid(base.logits), F.logsigmoid(-base.logits))
+    return each.sum(tuple(range(-axes, 0))) if axes else each
+
+
 def components_of(q: Distribution) -> Components:
     """The elements of a law that has :data:`features` ``"components"``."""
     base, axes = split(q)

@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 from xhat.distributions.support import split
 from xhat.errors import ConfigError, whole_number
 from xhat.gradients.base import Function, Gradient
-from xhat.gradients.components import categories_of
+from xhat.gradients.components import categories_of, log_mass
 from xhat.gradients.features import offers
 from xhat.gradients.reduction import Reduction
 
@@ -72,7 +72,7 @@ class Enumerate(Gradient):
         return self.evaluations(1, q)
 
     def weights(self, q: Distribution, z: Tensor) -> Tensor:
-        return q.log_prob(z).exp()
+        return log_mass(q, z).exp()
 
     def estimate(self, f: Function, q: Distribution, samples: int, reduce: Reduction) -> Tensor:
         z = support_of(q)

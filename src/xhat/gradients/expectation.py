@@ -65,7 +65,9 @@ def gradient_of(gradient: str | Gradient, **options: Any) -> Gradient:
         return gradient
     if not isinstance(gradient, str) or gradient not in GRADIENTS:
         raise ConfigError(f"gradient must be one of {', '.join(GRADIENTS)}, was {gradient!r}")
-    known = set(inspect.signature(GRADIENTS[gradient]).parameters)
+    parameters = inspect.signature(GRADIENTS[gradient]).parameters.values()
+    # A class without options shows those of nn.Module: *args, **kwargs.
+    known = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     unknown = sorted(options.keys() - known)
     if unknown:
         has = f"its options are {', '.join(sorted(known))}" if known else "it has none"
@@ -93,7 +95,7 @@ def misfit(
     if lacks is not None and isinstance(estimator, Layers) and isinstance(q, Chain):
         return Misfit(f"one of the layers' gradients needs {lacks} which its law does not have", "choose another for that layer")
     if lacks is not None:
-        fitting = [key for key, cls in GRADIENTS.items() if how.name in cls.reductions and cls().lacks(q) is None]
+        fitting = _serving(q, how)
         remedy = f"gradients that fit: {', '.join(fitting)}" if fitting else "no gradient fits this law"
         return Misfit(f"the gradient {name!r} needs {lacks} which {_law_name(q)} does not have", remedy)
     if estimator.usable(samples) != samples:
@@ -103,12 +105,18 @@ def misfit(
         if reduce.name == "mean":
             remedy = "use xhat.bound(…, objective='iwae'), or for a mean 'rloo'"
             return Misfit(f"the gradient {name!r} is one for multi-sample bounds", remedy)
-        served = sorted(key for key, cls in GRADIENTS.items() if reduce.name in cls.reductions and cls().lacks(q) is None)
-        return Misfit(f"the gradient {name!r} serves no multi-sample bound", f"gradients that do: {', '.join(served)}")
+        remedy = f"gradients that do: {', '.join(_serving(q, reduce))}"
+        return Misfit(f"the gradient {name!r} serves no multi-sample bound", remedy)
     if f is not None and "log weight" in estimator.requires and not isinstance(f, LogWeight):
         remedy = f"use xhat.bound(log_joint, q, gradient={name!r}), or in a model objectives.ELBO(kl='sampled')"
         return Misfit(f"the gradient {name!r} needs to know log q apart from the rest of f", remedy)
     return None
+
+
+def _serving(q: Distribution, reduce: Reduction) -> list[str]:
+    """The names of the gradients that fit; the caller's random numbers, of which some are made, are left alone."""
+    with torch.random.fork_rng(devices=[]):
+        return [name for name, cls in GRADIENTS.items() if reduce.name in cls.reductions and cls().lacks(q) is None]
 
 
 def check_fit(

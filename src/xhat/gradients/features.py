@@ -8,21 +8,26 @@ from torch import Tensor
 from torch.distributions import (
     AffineTransform,
     Bernoulli,
+    Binomial,
     Categorical,
     Cauchy,
     Distribution,
     GeneralizedPareto,
+    Gumbel,
     Independent,
+    Kumaraswamy,
     Laplace,
     LowRankMultivariateNormal,
     MixtureSameFamily,
     MultivariateNormal,
     Normal,
     OneHotCategorical,
+    OneHotCategoricalStraightThrough,
     Pareto,
     StudentT,
     TransformedDistribution,
     Uniform,
+    Weibull,
     constraints,
 )
 
@@ -55,13 +60,15 @@ OF_FUNCTIONS = {
 _SYMMETRIC = (Normal, Laplace, StudentT, Cauchy, Uniform, MultivariateNormal, LowRankMultivariateNormal)
 _COMPONENTS = (Bernoulli, Categorical, OneHotCategorical, Levels)
 _RELAXABLE = (Bernoulli, OneHotCategorical, Levels)
+# Made from a law with bounds, which their own support shows nothing of.
+_UNMOVED = (Gumbel, Kumaraswamy, Weibull)
 
 _TESTS: dict[str, Callable[[Distribution, Distribution], bool]] = {
-    "rsample": lambda q, base: q.has_rsample,
+    "rsample": lambda q, base: _has_rsample(q),
     "log_prob": lambda q, base: type(q).log_prob is not Distribution.log_prob and not _moving_support(q),
     "symmetric": lambda q, base: isinstance(base, _SYMMETRIC),
     "icdf": lambda q, base: isinstance(base, MultivariateNormal) or _has_icdf(base),
-    "finite": lambda q, base: isinstance(base, _COMPONENTS) or (q.event_shape == () and base.has_enumerate_support),
+    "finite": lambda q, base: isinstance(base, _COMPONENTS) or (q.event_shape == () and _has_one_support(base)),
     "components": lambda q, base: isinstance(base, _COMPONENTS),
     "relaxable": lambda q, base: isinstance(base, _RELAXABLE),
     "bernoulli": lambda q, base: isinstance(base, Bernoulli),
@@ -86,8 +93,22 @@ def offers(q: Distribution, name: str) -> bool:
     return _TESTS[name](q, split(q)[0])
 
 
+def _has_rsample(q: Distribution) -> bool:
+    """Whether a draw moves as the law does: what torch calls rsample of one-hot vectors is a biased straight-through."""
+    if isinstance(q, Chain):
+        return _has_rsample(q.first) and _has_rsample(q.pattern)
+    return bool(q.has_rsample) and not isinstance(split(q)[0], OneHotCategoricalStraightThrough)
+
+
+def _has_one_support(base: Distribution) -> bool:
+    """Whether all elements of a batch have the same finite support, which torch can list."""
+    if isinstance(base, Binomial):
+        return bool((base.total_count == base.total_count.max()).all())
+    return bool(base.has_enumerate_support)
+
+
 def _has_icdf(base: Distribution) -> bool:
-    if isinstance(base, TransformedDistribution):
+    if isinstance(base, TransformedDistribution) and type(base).icdf is TransformedDistribution.icdf:
         monotone = all(transform.domain.event_dim == 0 and transform.bijective for transform in base.transforms)
         return monotone and _has_icdf(base.base_dist)
     return type(base).icdf is not Distribution.icdf and base.has_rsample and base.event_shape == ()
@@ -97,6 +118,8 @@ def _moving_support(q: Distribution) -> bool:
     """Whether mass moves in a way that ∇ log q does not see: a point mass, or bounds made of the law's parameters."""
     if isinstance(q, Independent):
         return _moving_support(q.base_dist)
+    if isinstance(q, _UNMOVED):
+        return False
     if isinstance(q, Chain):
         return _moving_support(q.first) or _moving_support(q.pattern)
     if isinstance(q, MixtureSameFamily):

@@ -14,6 +14,8 @@ from xhat.gradients.base import Function, Gradient, Once, Pending, finite, hones
 from xhat.gradients.components import Components, components_of
 from xhat.gradients.reduction import Reduction
 
+FAR = 1e8
+
 
 class REBAR(Gradient):
     r"""Score-function gradient with a relaxed f as its control variate.
@@ -157,6 +159,8 @@ def _controlled(
     twice = learn and owner.log_temperature.requires_grad and not isinstance(f, Once)
     with torch.no_grad():
         perturbed, moved = law.given(code)
+        # An impossible value is infinitely far away, which a derivative in the temperature would turn into NaN.
+        perturbed = perturbed.clamp(-FAR, FAR)
     at, rise = torch.zeros_like(values.detach()), torch.zeros_like(perturbed)
     with torch.enable_grad():
         if relaxed is not None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from xhat.errors import ConfigError, whole_number
-from xhat.gradients.base import Function, Path, honest, slope, total
+from xhat.gradients.base import NOT_DIFFERENTIABLE, Function, Path, finite, honest, slope, total
 from xhat.gradients.components import Bits, Components, components_of
 from xhat.gradients.reduction import Reduction
 
@@ -109,7 +109,7 @@ class StraightThrough(Path):
         return _carried(law, law.sample(samples), law.probs())
 
     def estimate(self, f: Function, q: Distribution, samples: int, reduce: Reduction) -> Tensor:
-        return reduce(f(self.draw(q, samples)))
+        return reduce(_seen(f, self.draw(q, samples)))
 
 
 class STGumbel(Path):
@@ -147,7 +147,7 @@ class STGumbel(Path):
         return _carried(law, law.harden(perturbed.detach()), law.soften(perturbed, self.schedule.now))
 
     def estimate(self, f: Function, q: Distribution, samples: int, reduce: Reduction) -> Tensor:
-        return reduce(f(self.draw(q, samples)))
+        return reduce(_seen(f, self.draw(q, samples)))
 
 
 class GumbelRao(Path):
@@ -187,12 +187,13 @@ class GumbelRao(Path):
         code = law.sample(samples)
         with torch.no_grad():
             # The noise is held, so that the logits move the perturbed ones as they do without a condition.
-            again = law.given(code.expand(self.draws, *code.shape).reshape(-1, *code.shape[1:]))[0] - law.logits
-        soft = law.soften(law.logits + again, self.schedule.now).reshape(self.draws, *code.shape).mean(0)
+            again = law.given(code.expand(self.draws, *code.shape).reshape(-1, *code.shape[1:]))[0]
+        moved = again + (finite(law.logits) - finite(law.logits).detach())
+        soft = law.soften(moved, self.schedule.now).reshape(self.draws, *code.shape).mean(0)
         return _carried(law, code, soft)
 
     def estimate(self, f: Function, q: Distribution, samples: int, reduce: Reduction) -> Tensor:
-        return reduce(f(self.draw(q, samples)))
+        return reduce(_seen(f, self.draw(q, samples)))
 
 
 class ReinMax(Path):
@@ -220,7 +221,7 @@ class ReinMax(Path):
         law = components_of(q)
         code = law.sample(samples)
         if isinstance(law, Bits):
-            return _carried(law, code, (code - law.probs().detach()).abs() / 2 * law.logits)
+            return _carried(law, code, (code - law.probs().detach()).abs() / 2 * finite(law.logits))
         p = law.probs()
         # ln((D + p)/2) - θ, without a logarithm of 0 where p has underflowed
         moved = torch.where(code > 0, (1 + p.detach()).log() - law.logits.detach(), 0.0) - HALF
@@ -228,9 +229,17 @@ class ReinMax(Path):
         return _carried(law, code, 2 * middle - p / 2)
 
     def estimate(self, f: Function, q: Distribution, samples: int, reduce: Reduction) -> Tensor:
-        return reduce(f(self.draw(q, samples)))
+        return reduce(_seen(f, self.draw(q, samples)))
 
 
 def _carried(law: Components, code: Tensor, soft: Tensor) -> Tensor:
     """The value of a code with the derivative of a relaxed one."""
-    return law.value(code + (soft - soft.detach()))
+    return law.value(honest(code, soft.expand_as(code)))
+
+
+def _seen(f: Function, z: Tensor) -> Tensor:
+    """f at draws that carry a derivative, which f must let through."""
+    values = f(z)
+    if z.requires_grad and not values.requires_grad:
+        raise ConfigError(NOT_DIFFERENTIABLE)
+    return values

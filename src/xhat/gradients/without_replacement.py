@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from xhat.gradients.base import Function, Gradient, honest
-from xhat.gradients.components import Categories, categories_of
+from xhat.gradients.components import Categories, categories_of, log_mass
 from xhat.gradients.reduction import Reduction
 
 LARGEST_SET = 8  # of 2^8 subsets
@@ -63,7 +63,7 @@ class SumAndSample(_Distinct):
         return samples if q is None else min(samples, _outcomes(q))
 
     def weights(self, q: Distribution, z: Tensor) -> Tensor:
-        mass = q.log_prob(z[:-1]).exp()
+        mass = log_mass(q, z[:-1]).exp()
         return torch.cat([mass, (1 - mass.sum(0, keepdim=True)).clamp(min=0)])
 
     def estimate(self, f: Function, q: Distribution, samples: int, reduce: Reduction) -> Tensor:
@@ -77,9 +77,11 @@ class SumAndSample(_Distinct):
         values = f(z)
         with torch.no_grad():
             mass = weights[:-1].sum(0)
-            baseline = (weights[:-1] * values[:-1]).sum(0) / mass.clamp(min=torch.finfo(mass.dtype).tiny)
-            signal = weights * (values - baseline)
-        return honest((weights * values).sum(0), (signal * q.log_prob(z)).sum(0))
+            summed = torch.where(weights[:-1] > 0, weights[:-1] * values[:-1], 0.0).sum(0)
+            baseline = summed / mass.clamp(min=torch.finfo(mass.dtype).tiny)
+            signal = torch.where(weights > 0, weights * (values - baseline), 0.0)
+        # What has no mass counts for nothing, even where f is infinite on it.
+        return honest((weights * torch.where(weights > 0, values, 0.0)).sum(0), (signal * log_mass(q, z)).sum(0))
 
 
 class UnorderedSet(_Distinct):
@@ -114,8 +116,19 @@ class UnorderedSet(_Distinct):
         return samples if q is None else min(samples, _outcomes(q) - 1)
 
     def weights(self, q: Distribution, z: Tensor) -> Tensor:
-        mass = q.log_prob(z).double().exp()
-        return (mass * _ratios(mass)[0]).to(q.log_prob(z[:1]).dtype)
+        log_prob = log_mass(q, z)
+        mass = self._masses(q, z, log_prob)
+        return (mass * _ratios(mass)[0]).to(log_prob.dtype)
+
+    @staticmethod
+    def _masses(q: Distribution, z: Tensor, log_prob: Tensor) -> Tensor:
+        """The probability of each value of a set; 0 for one that is there twice, because there were no others to draw."""
+        mass = log_prob.detach().double().exp()
+        same = (
+            (z.unsqueeze(0) == z.unsqueeze(1)).flatten(2 + len(q.batch_shape)).all(-1) if q.event_shape else z[None] == z[:, None]
+        )
+        earlier = torch.ones(len(z), len(z), dtype=torch.bool, device=z.device).tril(-1)
+        return mass.masked_fill((same & earlier.reshape(len(z), len(z), *(1,) * len(q.batch_shape))).any(1), 0.0)
 
     def estimate(self, f: Function, q: Distribution, samples: int, reduce: Reduction) -> Tensor:
         categories = categories_of(q)
@@ -127,15 +140,16 @@ class UnorderedSet(_Distinct):
                 drawn = torch.cat([drawn, _draw_outside(logits, drawn)])
             z = _placed(categories, q, drawn)
         values = f(z)
-        log_prob = q.log_prob(z)
+        log_prob = log_mass(q, z)
         with torch.no_grad():
-            mass = log_prob.double().exp()
+            mass = self._masses(q, z, log_prob)
             first, second = _ratios(mass)
             weights = mass * first
-            baseline = (second * (mass * values)[None]).sum(1)
-            signal = (weights * (values - baseline)).to(values.dtype)
+            baseline = (second * torch.where(mass > 0, mass * values, 0.0)[None]).sum(1)
+            signal = torch.where(weights > 0, weights * (values - baseline), 0.0).to(values.dtype)
             weights = weights.to(values.dtype)
-        return honest((weights * values).sum(0), (signal * log_prob).sum(0))
+        # What has no mass counts for nothing, even where f is infinite on it.
+        return honest((weights * torch.where(weights > 0, values, 0.0)).sum(0), (signal * log_prob).sum(0))
 
 
 def _flat(categories: Categories, q: Distribution) -> Tensor:
@@ -203,8 +217,11 @@ def _ratios(mass: Tensor) -> tuple[Tensor, Tensor]:
             continue
         taken = mass[list(subset)].sum(0) if subset else torch.zeros_like(mass[0])
         # The rest of the mass is at least that of the members still to come, whatever rounding says.
-        rest = torch.maximum(1 - taken, mass[others].sum(0)).clamp(min=torch.finfo(mass.dtype).tiny)
-        follow[subset] = sum((mass[s] / rest * follow[subset | {s}] for s in others), torch.zeros_like(mass[0]))
+        still = mass[others].sum(0)
+        rest = torch.maximum(1 - taken, still).clamp(min=torch.finfo(mass.dtype).tiny)
+        some = sum((mass[s] / rest * follow[subset | {s}] for s in others), torch.zeros_like(mass[0]))
+        # Members without mass come when nothing else is left, and then for certain.
+        follow[subset] = torch.where(still > 0, some, 1.0)
     tiny = torch.finfo(mass.dtype).tiny
     whole = follow[frozenset()].clamp(min=tiny)
     first = torch.stack([follow[frozenset({s})] / whole for s in range(count)])

@@ -56,7 +56,7 @@ def divergence(loc: Tensor, scale: Tensor, prior_scale: float) -> Tensor:
     v = u * u
     tail = 1 / 3 + v * (1 / 5 + v * (1 / 7 + v * (1 / 9 + v / 11)))
     excess = torch.where(near, u * (t - 2 * v * tail), shift - (scale / prior_scale).log())
-    return 0.5 * ((loc / prior_scale).square() + shift.square() + 2 * excess).sum()
+    return 0.5 * (loc.square().sum() / prior_scale**2 + shift.square().sum()) + excess.sum()
 
 
 def signs(like: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -38,6 +38,7 @@ CONDITIONALS: dict[str, Callable[[nn.Module, Sequence[int]], Conditional]] = {
     "bernoulli": lambda network, event: conditionals.Bernoulli(network, event),
     "continuous-bernoulli": lambda network, event: conditionals.ContinuousBernoulli(network, event),
     "categorical": lambda network, event: conditionals.Categorical(network, event, levels=5),
+    "one-hot-categorical": lambda network, event: conditionals.OneHotCategorical(network, event),
     "poisson": lambda network, event: conditionals.Poisson(network, event),
     "poisson-exp": lambda network, event: conditionals.Poisson(network, event, scale="exp", minimum=0.5),
     "delta": lambda network, event: conditionals.Delta(network, event),
@@ -71,12 +72,74 @@ CORRUPTIONS: dict[str, Callable[[], Corruption]] = {
 
 # Gradients: every estimator with each of its options, and the fewest draws that it is used with here.
 
+CONTEXT = (3,)
+
+
+def stirred(estimator: Gradient) -> Gradient:
+    """The same with parameters of its own that training could have led to: what it declares must hold for all of them."""
+    noise = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in estimator.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=noise, dtype=parameter.dtype))
+    return estimator
+
+
+def _with_a_network_of_its_own() -> Gradient:
+    """For codes of any shape: it sees the sum and the sum of squares of all perturbed logits."""
+
+    class Sums(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(2, 1, dtype=F64)
+
+        def forward(self, z: Tensor) -> Tensor:
+            flat = z.flatten(1).clamp(-10, 10)
+            return self.head(torch.stack([flat.tanh().sum(1), flat.sum(1)], 1))
+
+    return stirred(gradients.RELAX(Sums()))
+
+
 GRADIENTS: dict[str, Callable[[], Gradient]] = {
     "pathwise": Pathwise,
+    "pathwise, antithetic": lambda: Pathwise("antithetic"),
+    "pathwise, sobol": lambda: Pathwise("sobol"),
     "score": Score,
     "score, lagged": lambda: Score("lagged"),
     "score, leave-one-out": lambda: Score("leave-one-out"),
+    "score, network": lambda: stirred(Score(MLP(CONTEXT, [4], "tanh").to(F64)).to(F64)),
+    "rloo": gradients.LeaveOneOut,
+    "measure": gradients.Measure,
+    "enumerate": gradients.Enumerate,
+    "arm": gradients.ARM,
+    "disarm": gradients.DisARM,
+    "arms": gradients.ARMS,
+    "carms": gradients.CARMS,
+    "sum-and-sample": gradients.SumAndSample,
+    "unordered-set": gradients.UnorderedSet,
+    "muprop": gradients.MuProp,
+    "double-cv": gradients.DoubleCV,
+    "double-cv, stirred": lambda: stirred(gradients.DoubleCV()),
+    "rebar": gradients.REBAR,
+    "rebar, stirred": lambda: stirred(gradients.REBAR(temperature=0.8)),
+    "rebar, temperature held": lambda: stirred(gradients.REBAR(learn_temperature=False)),
+    "relax": gradients.RELAX,
+    "relax, stirred": lambda: stirred(gradients.RELAX()),
+    "relax, without f": lambda: stirred(gradients.RELAX(through_f=False)),
+    "relax, network": _with_a_network_of_its_own,
+    "concrete": gradients.Concrete,
+    "concrete, cold": lambda: gradients.Concrete(0.1),
+    "concrete, cooling": lambda: gradients.Concrete(1.0, final=0.2, epochs=10),
+    "straight-through": gradients.StraightThrough,
+    "st-gumbel": gradients.STGumbel,
+    "gumbel-rao": gradients.GumbelRao,
+    "reinmax": gradients.ReinMax,
+    "stl": gradients.STL,
+    "dreg": gradients.DReG,
+    "vimco": gradients.VIMCO,
 }
+
+# Those that are only for evidence bounds.
+OF_BOUNDS = {"stl", "dreg", "vimco"}
 
 
 class Expectation(NamedTuple):
@@ -155,6 +218,59 @@ def _sine(z: Tensor, *parameters: Tensor) -> Tensor:
     return torch.sin(2 * z) + z * parameters[0]
 
 
+def _quiet(z: Tensor, *parameters: Tensor) -> Tensor:
+    """As the sine, and bounded in z."""
+    return torch.sin(2 * z) * (1 + parameters[0]) + torch.exp(-z)
+
+
+def _one_hot(logits: Tensor) -> td.Distribution:
+    return td.OneHotCategorical(logits=logits)
+
+
+def _bent(z: Tensor, logits: Tensor) -> Tensor:
+    return (1.5 * z[..., 0] - z[..., 1]).exp() + z[..., 2].square() * 0.7 + torch.sin(z[..., 3]) + (logits * z).sum(-1)
+
+
+def _one_hots(logits: Tensor) -> td.Distribution:
+    return td.Independent(td.OneHotCategorical(logits=logits), 1)
+
+
+def _pairs(z: Tensor, logits: Tensor) -> Tensor:
+    first, second = z[..., 0, :], z[..., 1, :]
+    return (first * second).sum(-1) + (first[..., 0] + 2 * second[..., 1]).square() + logits.sum((-1, -2)) * first[..., 2].sin()
+
+
+def _all_one_hots(variables: int, count: int) -> Tensor:
+    """All tuples of one-hot vectors, ``(count^variables, variables, count)``."""
+    index = torch.tensor(list(itertools.product(range(count), repeat=variables)))
+    return torch.nn.functional.one_hot(index, count).to(F64)
+
+
+def _index(logits: Tensor) -> td.Distribution:
+    return td.Categorical(logits=logits)
+
+
+def _indices(logits: Tensor) -> td.Distribution:
+    return td.Independent(td.Categorical(logits=logits), 1)
+
+
+def _looked_up(z: Tensor, logits: Tensor) -> Tensor:
+    return numbers(0.3, -1.0, 2.0, 0.5)[z] + logits.broadcast_to(*z.shape, 4).gather(-1, z.unsqueeze(-1)).squeeze(-1) ** 2
+
+
+def _crossed(z: Tensor, logits: Tensor) -> Tensor:
+    table = numbers(0.3, -1.0, 2.0, 1.0, 0.0, -0.5, 4.0, 0.7, 0.1).reshape(3, 3)
+    return table[z[..., 0], z[..., 1]] + logits.sum((-1, -2))
+
+
+def _wave(z: Tensor, logits: Tensor) -> Tensor:
+    return torch.exp(0.4 * z.sum(-1)) + torch.sin(3 * z[..., 0] + logits[..., 1]) * z[..., 1]
+
+
+def _binomial(logits: Tensor) -> td.Distribution:
+    return td.Binomial(5, logits=logits)
+
+
 def _dirichlet_exact(alpha: Tensor) -> Tensor:
     total = alpha.sum(-1)
     first = alpha[..., 0] * (alpha[..., 0] + 1) / (total * (total + 1))
@@ -225,6 +341,69 @@ EXPECTATIONS: dict[str, Expectation] = {
         _product,
         enumerated(lambda: bits(2, (0.0, 1 / 3, 2 / 3, 1.0)), _levels, _product),
     ),
+    "Gamma, its rate": Expectation(
+        (numbers(0.7, 2.0),),
+        lambda rate: td.Gamma(numbers(2.5, 0.7), rate),
+        _quiet,
+        quadrature(0.0, 60.0, lambda rate: td.Gamma(numbers(2.5, 0.7), rate), _quiet),
+    ),
+    "Exponential": Expectation((numbers(0.6, 2.0),), td.Exponential, _quiet, quadrature(0.0, 70.0, td.Exponential, _quiet)),
+    "Weibull": Expectation((numbers(0.8, 2.0), numbers(1.7, 1.2)), td.Weibull, _quiet, quadrature(0.0, 40.0, td.Weibull, _quiet)),
+    "Weibull, its scale": Expectation(
+        (numbers(0.8, 2.0),),
+        lambda scale: td.Weibull(scale, numbers(1.7, 1.2)),
+        _quiet,
+        quadrature(0.0, 40.0, lambda scale: td.Weibull(scale, numbers(1.7, 1.2)), _quiet),
+    ),
+    "half Normal": Expectation((numbers(0.5, 1.5),), td.HalfNormal, _quiet, quadrature(0.0, 20.0, td.HalfNormal, _quiet)),
+    "log Normal": Expectation(
+        (numbers(0.2, -0.5), numbers(0.5, 0.8)), td.LogNormal, _quiet, quadrature(0.0, 200.0, td.LogNormal, _quiet)
+    ),
+    "Gumbel": Expectation((numbers(0.2, -0.5), numbers(0.5, 0.8)), td.Gumbel, _sine, quadrature(-10.0, 40.0, td.Gumbel, _sine)),
+    "several Normals": Expectation(
+        (torch.tensor([[0.5, -0.2], [1.0, 0.0]], dtype=F64), torch.tensor([[0.6, 1.0], [0.3, 0.8]], dtype=F64)),
+        lambda loc, scale: td.Independent(td.Normal(loc, scale), 1),
+        lambda z, loc, scale: z[..., 0] ** 2 * z[..., 1] + 2 * z[..., 1] ** 2 * loc[..., 0],
+        lambda loc, scale: (
+            (loc[..., 0] ** 2 + scale[..., 0] ** 2) * loc[..., 1] + 2 * (loc[..., 1] ** 2 + scale[..., 1] ** 2) * loc[..., 0]
+        ),
+    ),
+    "bits in a wave": Expectation(
+        (torch.tensor([[0.7, -1.2, 0.1, 2.5], [-3.0, 0.0, 0.4, -0.4]], dtype=F64),),
+        _bernoulli,
+        _wave,
+        enumerated(lambda: bits(4), _bernoulli, _wave),
+    ),
+    "one-hot Categorical": Expectation(
+        (torch.tensor([[0.0, 0.5, -0.5, 1.0], [1.0, -1.0, 0.3, -2.0]], dtype=F64),),
+        _one_hot,
+        _bent,
+        enumerated(lambda: torch.eye(4, dtype=F64), _one_hot, _bent),
+    ),
+    "several one-hot Categoricals": Expectation(
+        (torch.tensor([[0.2, 0.5, -0.5], [1.0, -1.0, 0.3]], dtype=F64),),
+        _one_hots,
+        _pairs,
+        enumerated(lambda: _all_one_hots(2, 3), _one_hots, _pairs),
+    ),
+    "Categorical": Expectation(
+        (torch.tensor([[0.0, 0.5, -0.5, 1.0], [1.0, -1.0, 0.3, -2.0]], dtype=F64),),
+        _index,
+        _looked_up,
+        enumerated(lambda: torch.arange(4), _index, _looked_up),
+    ),
+    "several Categoricals": Expectation(
+        (torch.tensor([[0.2, 0.5, -0.5], [1.0, -1.0, 0.3]], dtype=F64),),
+        _indices,
+        _crossed,
+        enumerated(lambda: bits(2, (0, 1, 2)).long(), _indices, _crossed),
+    ),
+    "Binomial": Expectation(
+        (numbers(0.3, -1.0),),
+        _binomial,
+        lambda z, logits: torch.sin(z) + z.square() * logits,
+        enumerated(lambda: torch.arange(6, dtype=F64), _binomial, lambda z, logits: torch.sin(z) + z.square() * logits),
+    ),
     "Poisson": Expectation(
         (numbers(0.5, 3.0),),
         td.Poisson,
@@ -245,6 +424,8 @@ def prior_for(law: td.Distribution) -> priors.Prior:
         return priors.Bernoulli(LATENT)
     if isinstance(base, distributions.Levels):
         return priors.Categorical(LATENT, levels=base.count)
+    if isinstance(base, td.OneHotCategorical):
+        return priors.OneHotCategorical(LATENT)
     if is_discrete(law):
         return priors.Poisson(LATENT)
     return priors.Uniform(LATENT) if base.support is constraints.unit_interval else priors.StandardNormal(LATENT)
@@ -298,6 +479,11 @@ RECIPES: dict[str, tuple[str, dict[str, object]]] = {
     "vae, levels": ("vae", {"posterior": "categorical", "levels": 3, "gradient": "score", "baseline": "lagged"}),
     "vae, counts": ("vae", {"posterior": "poisson", "gradient": "score"}),
     "vae, unit interval": ("vae", {"posterior": "continuous-bernoulli"}),
+    "vae, one-hot": ("vae", {"posterior": "one-hot-categorical", "categories": 3, "gradient": "score", "samples": 2}),
+    "bernoulli vae": ("bernoulli-vae", {"likelihood": "bernoulli", "activation": "leaky-relu:0.3"}),
+    "bernoulli vae, two layers": ("bernoulli-vae", {"layers": 2, "learn_prior": False}),
+    "categorical vae": ("categorical-vae", {"categories": 3, "learn_prior": False}),
+    "categorical vae, two layers": ("categorical-vae", {"categories": 3, "layers": 2, "likelihood": "bernoulli"}),
 }
 
 

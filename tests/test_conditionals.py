@@ -60,10 +60,11 @@ def points(law: torch.distributions.Distribution) -> tuple[Tensor, Tensor | floa
 
 @pytest.mark.parametrize("name", RANDOM)
 def test_it_integrates_or_sums_to_one(name):
-    conditional = make(name, event=(1,))
+    event = EVENT if name == "one-hot-categorical" else (1,)  # one variable
+    conditional = make(name, event=event)
     law = conditional.law(raw_of(conditional, 4, scale=2.0))
     z, weight = points(law)
-    total = (law.log_prob(z.expand(-1, 4, 1)).exp() * weight).sum(0)
+    total = (law.log_prob(z.expand(-1, 4, *event)).exp() * weight).sum(0)
     torch.testing.assert_close(total, torch.ones(4, dtype=F64), rtol=0, atol=1e-9)
 
 
@@ -109,6 +110,7 @@ FORMULAS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "bernoulli": lambda x, a: stats.bernoulli.logpmf(x, special.expit(a[..., 0, :])).sum(-1),
     "continuous-bernoulli": lambda x, a: continuous_bernoulli(x, a[..., 0, :]),
     "categorical": levels,
+    "one-hot-categorical": lambda x, a: (x * special.log_softmax(a[..., 0, :], axis=-1)).sum(-1),
     "poisson": lambda x, a: stats.poisson.logpmf(x, 1e-6 + softplus(a[..., 0, :])).sum(-1),
     "poisson-exp": lambda x, a: stats.poisson.logpmf(x, 0.5 + np.exp(a[..., 0, :])).sum(-1),
 }
@@ -233,6 +235,7 @@ HEADS = {
     "bernoulli": (1, 3),
     "continuous-bernoulli": (1, 3),
     "categorical": (5, 3),
+    "one-hot-categorical": (1, 3),
     "poisson": (1, 3),
     "delta": (1, 3),
 }
@@ -387,6 +390,7 @@ REFUSED_OPTIONS = [
     (lambda n: conditionals.MultivariateNormal(n, (2, 2)), "an event with one axis"),
     (lambda n: conditionals.MultivariateNormal(n, 2, scale="relu"), "scale must be"),
     (lambda n: conditionals.Categorical(n, 2, levels=1), "levels must be at least 2"),
+    (lambda n: conditionals.OneHotCategorical(n, (3, 1)), r"at least 2 categories, was \(3, 1\)"),
     (lambda n: conditionals.Poisson(n, 2, scale="relu"), "scale must be"),
     (lambda n: conditionals.Bernoulli(n, 0), "event must be"),
     (lambda n: conditionals.Delta(n, 2, link="tanh"), "link must be"),

@@ -16,6 +16,7 @@ from catalogue import CORRUPTIONS, EVENT, F64, LATENT, MODELS, RECIPES, examples
 from xhat import VAE, Autoencoder, conditionals, gradients, objectives, priors
 from xhat.data import Masking
 from xhat.errors import CheckpointError, ConfigError, DataError
+from xhat.models.base import centre
 from xhat.models.recipes import RECIPES as ROWS
 from xhat.networks import MLP, ConvDecoder, ConvEncoder
 
@@ -65,11 +66,11 @@ def test_shapes_gradients_and_calm(name):
             assert value.isfinite().all(), what
             assert not value.requires_grad, what
         assert all(module.training == training for module in model.modules())
-    assert torch.equal(model.encode(x), model.posterior(x).mean)
+    assert torch.equal(model.encode(x), centre(model.posterior(x)))
     assert torch.equal(model.encode(x), model.encode(x))
-    assert torch.equal(model.reconstruct(x), model.likelihood(model.posterior(x).mean).mean)
+    assert torch.equal(model.reconstruct(x), model.likelihood(model.encode(x)).mean)
     moved = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
-    assert moved <= {"gradient.average", "gradient.seen"}
+    assert all(key.startswith("gradient.") for key in moved)  # a running average
 
 
 FILES = [name for name in MODELS if not name.startswith("vae: ") or "→ normal" in name or name.startswith("vae: normal →")]
@@ -350,7 +351,7 @@ REFUSED = [
     (lambda: Autoencoder(NoEvent(), bernoulli(), tied=True), "tied weights need conditionals of xhat"),
     (lambda: priors.Bernoulli(2, probs=1.0), "probs must be between 0 and 1"),
     (lambda: priors.Poisson(2, rate=0.0), "rate must be above 0"),
-    (lambda: xhat.build("gan", 4), "recipe must be one of autoencoder, denoising, stacked, vae, was 'gan'"),
+    (lambda: xhat.build("gan", 4), "recipe must be one of autoencoder, denoising, stacked, vae, .*was 'gan'"),
     (lambda: xhat.build("autoencoder", 4, beta=2.0), "the recipe 'autoencoder' has no option 'beta'; its options are"),
     (lambda: xhat.build("vae", 4, colour="red"), "there is no option 'colour'"),
     (lambda: xhat.build("vae", 4, latent=0), "latent must be"),

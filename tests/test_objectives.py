@@ -39,6 +39,9 @@ def within(estimates: Tensor, exact: Tensor | float, errors: float = 4.0, slack:
 def grid(q: td.Distribution) -> tuple[Tensor, Tensor]:
     """Points (n, 1, 2) and log weights (n, 1) that turn an integral over two latents into a sum."""
     base = single(q)
+    if isinstance(base, td.OneHotCategorical):
+        vectors = base.enumerate_support(False).double().reshape(-1, 1, *q.event_shape)
+        return vectors, torch.zeros(len(vectors), 1)
     if is_discrete(q):
         known = base.enumerate_support(False).flatten() if base.has_enumerate_support else torch.arange(40.0, dtype=F64)
         axis, weight = known.double(), torch.ones(len(known), dtype=F64)
@@ -344,8 +347,23 @@ def test_bound_is_the_closed_form_with_an_unbiased_gradient(gradient):
 
 def test_bound_refuses_an_objective_that_it_does_not_know():
     q = td.Normal(torch.zeros(2), 1.0)
-    with pytest.raises(ConfigError, match="objective must be one of elbo, was 'iwae'"):
-        xhat.bound(q.log_prob, q, objective="iwae")
+    with pytest.raises(ConfigError, match="objective must be one of elbo, iwae, was 'vae'"):
+        xhat.bound(q.log_prob, q, objective="vae")
+
+
+def test_more_draws_make_the_multi_sample_bound_tighter():
+    """IWAE: it never falls with the number of draws and goes to log p(x)."""
+    x, repeats = 0.8, 4000
+    q = td.Normal(torch.full((repeats,), 0.2, dtype=F64), 0.9)
+
+    def log_joint(z: Tensor) -> Tensor:
+        return td.Normal(0.0, 1.0).log_prob(z) + td.Normal(0.5 * z, 0.6).log_prob(torch.tensor(x, dtype=F64))
+
+    log_px = td.Normal(0.0, math.sqrt(0.25 + 0.36)).log_prob(torch.tensor(x, dtype=F64)).item()
+    means = [xhat.bound(log_joint, q, "iwae", samples=samples).mean().item() for samples in (1, 4, 16, 200)]
+    assert means == sorted(means)
+    assert means[0] < log_px - 0.05
+    assert means[-1] == pytest.approx(log_px, abs=0.005)
 
 
 # Errors of a deterministic code (theory 1.1)

@@ -84,10 +84,15 @@ class Chain(Distribution):
 
     @cached_property
     def pattern(self) -> Distribution:
-        """A law of z₂, at some z₁: what kind of law ``then`` makes. The caller's random numbers are left alone."""
+        """A law of z₂, at some z₁: what kind of law ``then`` makes, and in which of its parameters a derivative is taken.
+
+        The caller's random numbers are left alone.
+        """
         devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
-            return self.then(self.first.sample())
+        with torch.random.fork_rng(devices=devices):
+            z1 = self.first.sample()
+            # A derivative may come from below by way of z₁ alone.
+            return self.then(z1.requires_grad_() if z1.is_floating_point() and torch.is_grad_enabled() else z1)
 
     @property
     def sizes(self) -> tuple[int, int]:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from xhat.networks import bayesian, kl
-from xhat.networks.bayesian import SAMPLINGS
+from xhat.networks.bayesian_linear import SAMPLINGS
 
 BATCHES = (1, 4, 16, 64, 256)
 EXAMPLES = 512

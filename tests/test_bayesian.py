@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import xhat
 from xhat.errors import CheckpointError, ConfigError
 from xhat.networks import MLP, BayesianConv2d, BayesianLinear, bayesian, kl, mean_weights
-from xhat.networks.bayesian import SAMPLINGS, divergence, raw_scale_of
+from xhat.networks.bayesian_linear import SAMPLINGS, divergence, raw_scale_of
 from xhat.parts import rebuild, specification
 
 F64 = torch.float64
@@ -324,7 +324,7 @@ def test_each_image_has_the_joint_law_of_shared_weights_over_its_positions(sampl
     close(cross, between.detach() if sampling == "shared" else torch.zeros_like(between))
 
 
-@pytest.mark.parametrize("sampling", ["shared", "flipout"])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_a_convolution_of_one_pixel_is_a_linear_layer(sampling):
     flat = linear(sampling)
     layer = BayesianConv2d(3, 2, 1, sampling=sampling).double()
@@ -337,6 +337,19 @@ def test_a_convolution_of_one_pixel_is_a_linear_layer(sampling):
     torch.manual_seed(8)
     torch.testing.assert_close(layer(x[..., None, None])[..., 0, 0], expected)
     torch.testing.assert_close(layer.kl(), flat.kl())
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_positions_of_a_convolution_share_their_weights_and_drawn_locally_their_law_alone(sampling):
+    layer = BayesianConv2d(1, 1, (1, 2), bias=False, sampling=sampling).double()
+    with torch.no_grad():
+        layer.weight_loc.zero_()
+        layer.weight_raw_scale.fill_(raw_scale_of(0.7))
+    x = torch.tensor([1.0, -2.0, 3.0], dtype=F64).reshape(1, 1, 1, 3)
+    first, second = outputs(layer, x)[:, 0, 0, 0].unbind(-1)
+    close(first.square(), torch.tensor(0.49 * 5, dtype=F64))
+    close(second.square(), torch.tensor(0.49 * 13, dtype=F64))
+    close(first * second, torch.tensor(0.0 if sampling == "local" else 0.49 * -8, dtype=F64))
 
 
 @pytest.mark.parametrize(
@@ -355,7 +368,7 @@ def test_a_convolution_of_one_pixel_is_a_linear_layer(sampling):
 def test_the_mean_of_a_convolution_is_torchs_convolution(options):
     plain = nn.Conv2d(4, 6, **options).double()
     x = torch.randn(2, 4, 9, 8, dtype=F64)
-    for sampling in ("shared", "flipout"):
+    for sampling in SAMPLINGS:
         layer = bayesian(plain, sampling, initial_scale=0.1)
         assert layer(x).shape == plain(x).shape
         with mean_weights(layer):
@@ -520,7 +533,7 @@ def normalised():
         (lambda: BayesianLinear(2, 2, initial_scale=0), "initial_scale must be a finite number above 0, was 0"),
         (lambda: BayesianLinear(2, 2, prior_scale=math.inf), "prior_scale must be a finite"),
         (lambda: BayesianLinear(2, 2, prior_scale="1"), "prior_scale must be a finite number above 0, was '1'"),
-        (lambda: BayesianConv2d(2, 2, 3, sampling="local"), "must be one of shared, flipout, was 'local': .* use 'flipout'"),
+        (lambda: BayesianConv2d(2, 2, 3, sampling="flip"), "must be one of shared, local, flipout, was 'flip': choose"),
         (lambda: BayesianConv2d(2, 3, 3, groups=2), "groups must divide in_channels=2 and out_channels=3, was 2"),
         (lambda: BayesianConv2d(2, 2, (3, 3, 3)), "kernel_size must be a whole number or two"),
         (lambda: BayesianConv2d(2, 2, 3, padding=-1), "padding must be at least 0, was -1"),
@@ -530,7 +543,7 @@ def normalised():
         (lambda: bayesian(nn.Sequential(nn.ReLU())), "Sequential has no nn.Linear or nn.Conv2d .*: give"),
         (lambda: bayesian(nn.ConvTranspose2d(2, 2, 3)), "ConvTranspose2d has no nn.Linear"),
         (lambda: bayesian(nn.Linear(2, 2), sampling="flip"), "sampling of a BayesianLinear must be one of"),
-        (lambda: bayesian(nn.Conv2d(2, 2, 1), sampling="local"), "sampling of a BayesianConv2d must be one of"),
+        (lambda: bayesian(nn.Conv2d(2, 2, 1), sampling="flip"), "sampling of a BayesianConv2d must be one of"),
         (lambda: bayesian(nn.Linear(2, 2), initial_scale=-1), "initial_scale must be a finite"),
         (lambda: bayesian(embedding_tied()), r"embed \(Embedding\) is tied .*: build the model without"),
         (lambda: bayesian(xhat.build("autoencoder", shape=(4,), latent=2, hidden=[3], tied=True)), "TransposedLinear.* is tied"),

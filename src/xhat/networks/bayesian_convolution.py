@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from xhat.errors import ConfigError, whole_number
-from xhat.networks.bayesian import INITIAL_SCALE, PADDING_MODES, BayesianLayer
+from xhat.networks.bayesian_linear import INITIAL_SCALE, PADDING_MODES, BayesianLayer
 
 
 def _pair(name: str, value: object, least: int = 1) -> tuple[int, int]:
@@ -37,9 +37,9 @@ class BayesianConv2d(BayesianLayer):
       channel, r for those that come out and s for those that go in. Each image's output has exactly the law of
       :math:`W * x + b`, jointly over all its positions.
 
-    ``"local"`` is refused. Drawing each position of the output on its own gives each one the right mean and variance, but
-    positions that share W would come out independent: whatever pools or mixes them next would see the wrong law, and the bound
-    and its gradient would belong to another model.
+    - ``"local"``: each position of the output is drawn on its own, with its exact mean and variance. That is what the field does,
+      and an approximation: positions that share W come out independent, so what pools or mixes them next sees less noise than
+      the model has. Exact where the kernel covers the image; else ``"flipout"`` has the right joint law at a like price.
 
     Args:
         in_channels: channels of x.
@@ -50,7 +50,7 @@ class BayesianConv2d(BayesianLayer):
         dilation: step between the kernel's elements.
         groups: blocks of channels that do not see each other; divides both numbers of channels.
         bias: whether there is a b.
-        sampling: ``"shared"`` or ``"flipout"``.
+        sampling: ``"shared"``, ``"local"`` or ``"flipout"``.
         prior_scale: τ, the standard deviation of the prior N(0, τ²).
         initial_scale: the σ of each weight and bias at the start.
         padding_mode: what the padding holds: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``.
@@ -67,9 +67,6 @@ class BayesianConv2d(BayesianLayer):
     >>> layer(torch.zeros(5, 3, 16, 15)).shape
     torch.Size([5, 8, 8, 8])
     """
-
-    samplings = ("shared", "flipout")
-    remedy = "local draws would make positions independent that share their weights, so use 'flipout'"
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xhat.errors import ConfigError
-from xhat.networks.bayesian import INITIAL_SCALE, BayesianLayer, BayesianLinear, divergence, positive_number, raw_scale_of
+from xhat.networks.bayesian_linear import INITIAL_SCALE, BayesianLayer, BayesianLinear, divergence, positive_number, raw_scale_of
 from xhat.networks.bayesian_convolution import BayesianConv2d
 from xhat.networks.mlp import TransposedLinear
 from xhat.parts import Part
@@ -95,7 +95,7 @@ def bayesian(
 
     Args:
         model: any module; a single layer too.
-        sampling: ``"shared"``, ``"flipout"`` or, for a model without convolutions, ``"local"``.
+        sampling: ``"shared"``, ``"local"`` (an approximation for convolutions) or ``"flipout"``.
         prior_scale: τ of the prior N(0, τ²).
         initial_scale: the σ of each weight and bias at the start.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Iterator
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -70,9 +69,6 @@ class BayesianLayer(Part, nn.Module, abc.ABC):
     ``at_mean`` is the switch behind :func:`xhat.networks.mean_weights`: while it is on, the means are used and nothing is drawn.
     """
 
-    samplings: ClassVar[tuple[str, ...]]
-    remedy: ClassVar[str] = "choose one of them"
-
     weight_loc: nn.Parameter
     weight_raw_scale: nn.Parameter
     bias_loc: nn.Parameter | None
@@ -80,9 +76,9 @@ class BayesianLayer(Part, nn.Module, abc.ABC):
 
     def __init__(self, shape: tuple[int, ...], bias: bool, sampling: str, prior_scale: float, initial_scale: float) -> None:
         super().__init__()
-        if sampling not in self.samplings:
+        if sampling not in SAMPLINGS:
             raise ConfigError(
-                f"sampling of a {type(self).__name__} must be one of {', '.join(self.samplings)}, was {sampling!r}: {self.remedy}"
+                f"sampling of a {type(self).__name__} must be one of {', '.join(SAMPLINGS)}, was {sampling!r}: choose one of them"
             )
         self.sampling = sampling
         self.prior_scale = positive_number("prior_scale", prior_scale)
@@ -196,8 +192,6 @@ class BayesianLinear(BayesianLayer):
     ...     print(layer.weight_loc.zero_().shape, layer.bias_loc.zero_().shape, f"{layer.kl():.4f}")
     torch.Size([2, 3]) torch.Size([2]) 0.0000
     """
-
-    samplings = SAMPLINGS
 
     def __init__(
         self,

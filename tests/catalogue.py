@@ -93,7 +93,7 @@ def _with_a_network_of_its_own() -> Gradient:
             self.head = nn.Linear(2, 1, dtype=F64)
 
         def forward(self, z: Tensor) -> Tensor:
-            flat = z.flatten(1).clamp(-10, 10)
+            flat = z.reshape(len(z), -1).clamp(-10, 10)
             return self.head(torch.stack([flat.tanh().sum(1), flat.sum(1)], 1))
 
     return stirred(gradients.RELAX(Sums()))

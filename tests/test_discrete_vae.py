@@ -350,12 +350,10 @@ def test_the_default_gradient_of_two_layers_is_unbiased(name):
 @pytest.mark.parametrize("recipe", ["bernoulli-vae", "categorical-vae"])
 def test_any_gradient_that_fits_trains_and_any_other_is_refused(recipe, name, layers):
     options = {"categories": 3} if recipe == "categorical-vae" else {}
-    if layers == 2 and name in ("rebar", "relax", "vimco"):
-        pytest.skip("not above another layer: tests of Layers say so")
     options |= {"latent": 2, "hidden": [5], "layers": layers, "gradient": name, "likelihood": "bernoulli"}
     of_bits = name in ("arm", "disarm", "arms")
     if name in ("pathwise", "stl", "dreg", "vimco") or (of_bits and recipe == "categorical-vae"):
-        with pytest.raises(ConfigError, match=r"the gradient '.*") as caught:
+        with pytest.raises(ConfigError, match=r"gradient") as caught:
             xhat.build(recipe, 4, **options).loss(data(3).float())
         assert "\n" not in str(caught.value)
         return

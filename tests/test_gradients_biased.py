@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch import distributions as td
 
-from catalogue import EXPECTATIONS, F64, GRADIENTS, OF_BOUNDS, bits, numbers
+from catalogue import EXPECTATIONS, F64, GRADIENTS, OF_BOUNDS, numbers
 from proofs import REPEATS, away, exactly, forced_bits, forced_categories, independent, one_hots, repeated, within
 from xhat.gradients import Concrete, Gradient, GumbelRao, ReinMax, STGumbel, StraightThrough, expectation
 
@@ -205,12 +205,3 @@ def test_the_draw_given_the_code_has_the_law_of_a_draw_with_that_code():
         plain = law.logits + law.noise(1)
         for k in range(again.shape[-1]):
             assert stats.ks_2samp(again[..., k].flatten().numpy(), plain[..., k].flatten().numpy()).pvalue > 1e-3
-
-
-def test_bits_enumerate_what_the_biased_ones_estimate():
-    """The value of a biased estimator's bound on all bits is exact: only its derivative is not."""
-    weights = (bits(3) * LOGITS.sigmoid() + (1 - bits(3)) * (1 - LOGITS.sigmoid())).prod(-1)
-    exact = (weights * multilinear(bits(3), LOGITS)).sum()
-    for name in NAMES:
-        value = expectation(lambda z: multilinear(z, LOGITS), independent(LOGITS.expand(REPEATS, 3)), GRADIENTS[name](), 2)
-        within(value, exact)

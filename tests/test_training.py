@@ -1,5 +1,6 @@
 """Training: exact resume, stopping, schedules, what is written and what is refused."""
 
+import copy
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import torch
 import xhat
 from xhat.errors import CheckpointError, ConfigError, DataError, TrainingError
 from xhat.models.files import state_of
+from xhat.networks import bayesian, kl
 from xhat.training.fit import fit, train
 from xhat.training.folder import RunFolder
 from xhat.training.loop import Loop
@@ -295,3 +297,21 @@ def test_the_steps_of_stages_are_named_and_counted():
     assert [step.stage for step in steps] == ["layer 1 of 3", "layer 2 of 3", "layer 3 of 3", "fine-tune", "fine-tune"]
     assert [step.step for step in steps] == [1, 2, 3, 4, 5]
     assert {step.steps for step in steps} == {5}
+
+
+def test_random_weights_pay_their_divergence_from_the_prior_and_codes_are_still():
+    torch.manual_seed(0)
+    x = torch.rand(64, 4)
+    model = bayesian(xhat.build("vae", shape=(4,), latent=2, hidden=[8], likelihood="normal"), initial_scale=0.1)
+    twin = copy.deepcopy(model)
+    before = kl(model).item()
+    history = xhat.fit(model, x, epochs=1, batch_size=64, lr=1e-9, seed=0)
+    record = history.rows[-1]
+    assert record["train_weights_kl"] == pytest.approx(before, rel=1e-4)
+    # One batch, so the same draws again: what is added to the loss is the divergence over the number of examples.
+    assert record["train_loss"] == pytest.approx(-record["train_elbo"] + before / 64, rel=1e-4)
+    assert torch.equal(twin.encode(x), twin.encode(x))
+    assert not torch.equal(twin.decode(twin.encode(x), sample=True), twin.decode(twin.encode(x), sample=True))
+    plain = xhat.build("autoencoder", shape=(4,), latent=2, hidden=[8])
+    with pytest.raises(ConfigError, match="random weights need a loss in nats"):
+        xhat.fit(bayesian(plain), x, epochs=1)

@@ -19,6 +19,7 @@ from xhat.distributions import widths
 from xhat.errors import ConfigError, DataError, whole_number
 from xhat.gradients import Gradient
 from xhat.models.trial import try_out
+from xhat.networks.bayesian_models import is_bayesian, mean_weights
 from xhat.objectives import ELBO, Objective, Terms
 from xhat.parts import Part
 
@@ -120,7 +121,8 @@ class Model(Part, nn.Module, abc.ABC):
     def numbers(self) -> int:
         """Numbers that the decoder's widest layer holds for one draw of z: what memory is counted in."""
         width = getattr(self.likelihood, "width", 1)  # 256 grey levels take 256 numbers for each value of x
-        layers = [layer.out_features for layer in self.likelihood.modules() if isinstance(layer, nn.Linear)]
+        widths = [getattr(layer, "out_features", 0) for layer in self.likelihood.modules()]
+        layers = [width for width in widths if isinstance(width, int)]
         return max(math.prod(self.event_shape) * width, *layers, 1)
 
     @property
@@ -162,15 +164,19 @@ class Model(Part, nn.Module, abc.ABC):
 
     def encode(self, x: Tensor, sample: bool = False) -> Tensor:
         """The posterior's mean, or a draw from it, ``(B, *latent_shape)``."""
-        with quiet(self):
+        with quiet(self), self._still(sample):
             q = self.posterior(self.given(x))
             return q.sample() if sample else centre(q)
 
     def decode(self, z: Tensor, sample: bool = False) -> Tensor:
         """The likelihood's mean, or a draw from it, ``(B, *event_shape)``."""
-        with quiet(self):
+        with quiet(self), self._still(sample):
             p = self.likelihood(self.given(z))
             return p.sample() if sample else centre(p)
+
+    def _still(self, sample: bool) -> contextlib.AbstractContextManager[object]:
+        """Random weights at their means, unless draws are asked for."""
+        return contextlib.nullcontext() if sample or not is_bayesian(self) else mean_weights(self)
 
     def reconstruct(self, x: Tensor, sample: bool = False) -> Tensor:
         """x̂: what the code of x decodes to; with ``sample`` both the code and the example are drawn."""

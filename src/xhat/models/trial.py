@@ -14,8 +14,7 @@ from xhat.conditionals import Chain
 from xhat.distributions import Delta, is_discrete
 from xhat.distributions.support import extended_log_prob
 from xhat.errors import ConfigError, XhatError
-from xhat.gradients import Gradient
-from xhat.gradients import Mean
+from xhat.gradients import Gradient, Mean
 from xhat.gradients.expectation import check_fit
 
 if TYPE_CHECKING:

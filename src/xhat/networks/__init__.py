@@ -5,8 +5,8 @@ A body is any ``nn.Module`` that sees exactly one batch dimension. Its last laye
 """
 
 from xhat.networks.base import Network, head_of, in_shape_of
-from xhat.networks.bayesian_linear import BayesianLinear
 from xhat.networks.bayesian_convolution import BayesianConv2d
+from xhat.networks.bayesian_linear import BayesianLinear
 from xhat.networks.bayesian_models import bayesian, kl, mean_weights
 from xhat.networks.convolutional import ConvDecoder, ConvEncoder
 from xhat.networks.mlp import MLP, tie

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xhat.errors import ConfigError
-from xhat.networks.bayesian_linear import INITIAL_SCALE, BayesianLayer, BayesianLinear, divergence, positive_number, raw_scale_of
 from xhat.networks.bayesian_convolution import BayesianConv2d
+from xhat.networks.bayesian_linear import INITIAL_SCALE, BayesianLayer, BayesianLinear, divergence, positive_number, raw_scale_of
 from xhat.networks.mlp import TransposedLinear
 from xhat.parts import Part
 
@@ -159,6 +159,11 @@ def bayesian_layers(model: nn.Module) -> list[BayesianLayer]:
     if not layers:
         raise ConfigError(f"{type(model).__name__} has no layer with random weights: make it Bayesian with bayesian(model) first")
     return layers
+
+
+def is_bayesian(model: nn.Module) -> bool:
+    """Whether any layer of a model has random weights."""
+    return any(isinstance(module, BayesianLayer) for module in model.modules())
 
 
 def kl(model: nn.Module) -> Tensor:

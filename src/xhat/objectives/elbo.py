@@ -81,8 +81,8 @@ class ELBO(Objective):
         path = "log weight" in model.gradient.requires
         if path and self.free_bits > 0:
             raise ConfigError(
-                "free_bits needs the KL of each dimension in closed form, and a path derivative (stl, dreg) the whole log weight: "
-                "use free_bits=0 or gradient='pathwise'"
+                "free_bits needs the KL of each dimension in closed form, and a path derivative (stl, dreg) the whole log "
+                "weight: use free_bits=0 or gradient='pathwise'"
             )
         whole = self.kl == "sampled" or (self.kl == "auto" and path)
         kl = None if whole else closed_form(q, p)

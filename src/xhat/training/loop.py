@@ -14,7 +14,8 @@ from xhat.data import Examples
 from xhat.errors import CheckpointError, ConfigError, TrainingError
 from xhat.models.base import Model, Stage, quiet
 from xhat.models.files import put_state, state_of
-from xhat.objectives import Terms
+from xhat.networks.bayesian_models import is_bayesian, kl
+from xhat.objectives import SquaredError, Terms
 from xhat.training.settings import Settings
 
 CHUNK = 1000  # examples at once in validation, and
@@ -88,6 +89,12 @@ class Loop:
         parameters = [p for p in self.stage.module.parameters() if p.requires_grad]
         if not parameters:
             raise ConfigError(f"nothing can be trained in {self.stage.name}: every parameter is frozen (requires_grad is False)")
+        # Random weights are paid for as every latent is: their divergence from the prior, shared among the examples.
+        self.random_weights = is_bayesian(self.stage.module)
+        if self.random_weights and isinstance(self.stage.objective, SquaredError):
+            raise ConfigError(
+                "random weights need a loss in nats, and the squared error is none: use objectives.NegativeLogLikelihood"
+            )
         self.optimizer = cls(parameters, lr=self.settings.lr, weight_decay=self.settings.weight_decay, fused=True)
 
     def rate(self, done: float) -> float:
@@ -140,6 +147,10 @@ class Loop:
         self.model.gradient.at(done)
         terms: Terms = self.stage.module(x)
         loss = terms.loss.mean()
+        if self.random_weights:
+            weights_kl = kl(self.stage.module)
+            loss = loss + weights_kl / len(self.train)
+            terms.measures["weights_kl"] = weights_kl.expand(len(x))
         value = float(loss.detach())
         if not math.isfinite(value):
             raise TrainingError(

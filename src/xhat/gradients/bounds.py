@@ -93,5 +93,6 @@ def _path_only(f: Function, q: Distribution, samples: int, reduce: Reduction) ->
     along = -(fall * path).flatten(z.ndim - len(q.event_shape)).sum(-1) if q.event_shape else -(fall * path)
     values = honest(f.log_joint(path) - log_q, along)
     with torch.no_grad():
-        factor[0] = reduce.doubly(values)
+        # A score of weight β that is reparameterised away leaves w̃(1 - β + βw̃), of which the reduction brings the first w̃.
+        factor[0] = 1 - f.weight + f.weight * reduce.doubly(values)
     return reduce(values)

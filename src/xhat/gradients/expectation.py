@@ -65,6 +65,8 @@ def gradient_of(gradient: str | Gradient, **options: Any) -> Gradient:
         return gradient
     if not isinstance(gradient, str) or gradient not in GRADIENTS:
         raise ConfigError(f"gradient must be one of {', '.join(GRADIENTS)}, was {gradient!r}")
+    if not options:
+        return GRADIENTS[gradient]()
     parameters = inspect.signature(GRADIENTS[gradient]).parameters.values()
     # A class without options shows those of nn.Module: *args, **kwargs.
     known = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}

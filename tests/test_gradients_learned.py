@@ -113,30 +113,29 @@ def test_training_on_the_auxiliary_loss_lowers_the_variance(make, samples, share
     within(torch.autograd.grad(value.sum(), at)[0], torch.autograd.grad(exact, exact_at)[0])
 
 
+@pytest.mark.parametrize("law", [independent, lambda logits: td.OneHotCategorical(logits=logits)], ids=["bits", "one-hot"])
 @pytest.mark.parametrize("name", ["rebar", "relax", "double-cv"])
-def test_the_auxiliary_loss_is_the_variance_and_its_derivative(name):
-    """At the mean over examples: the squared gradient, differentiated in the estimator's own parameters numerically."""
+def test_the_auxiliary_loss_is_the_variance_and_its_derivative(name, law):
+    """The mean over examples of the squared gradient, differentiated numerically in the estimator's own parameters."""
     logits = numbers(0.4, -0.8, 0.1).expand(50, 3)
 
-    def loss(estimator: Gradient) -> Tensor:
+    def estimate(estimator: Gradient) -> tuple[Tensor, Tensor]:
         torch.manual_seed(3)
-        expectation(curved, independent(logits.clone().requires_grad_()), estimator, 2)
-        return estimator.auxiliary_loss()
+        at = logits.clone().requires_grad_()
+        value = expectation(curved, law(at), estimator, 2)
+        return estimator.auxiliary_loss(), torch.autograd.grad(value.sum(), at)[0]
 
     estimator = GRADIENTS[f"{name}, stirred"]().to(F64)
-    with_loss = loss(estimator)
-    torch.manual_seed(3)
-    at = logits.clone().requires_grad_()
-    (slopes,) = torch.autograd.grad(expectation(curved, independent(at), estimator, 2).sum(), at)
-    assert with_loss.item() == pytest.approx(slopes.square().sum(-1).mean().item())
-    with_loss.backward()
+    loss, slopes = estimate(estimator)
+    assert loss.item() == pytest.approx(slopes.square().sum(-1).mean().item())
+    loss.backward()
     for parameter in estimator.parameters():
         flat, slope = parameter.data.view(-1), parameter.grad.reshape(-1)
         for i in range(0, len(flat), 7):
             ends = []
             for step in (1e-5, -2e-5):
                 flat[i] += step
-                ends.append(loss(estimator).item())
+                ends.append(estimate(estimator)[0].item())
             flat[i] += 1e-5
             assert slope[i].item() == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-3, abs=1e-7)
 

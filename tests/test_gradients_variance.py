@@ -121,6 +121,23 @@ def test_disarm_has_no_more_variance_than_arm(monkeypatch):
         assert (found["disarm"].variance < found["arm"].variance).all()
 
 
+@pytest.mark.parametrize("law", ["bits in a wave", "several one-hot Categoricals", "one-hot Categorical"])
+@pytest.mark.parametrize(
+    "name", ["rloo", "measure", "enumerate", "arm", "disarm", "arms", "carms", "sum-and-sample", "muprop", "double-cv, stirred"]
+)
+def test_a_constant_added_to_f_changes_nothing(name, law):
+    """Their baselines take all of it away, draw by draw: that is what baselines are for."""
+    row, estimator, slopes = EXPECTATIONS[law], GRADIENTS[name](), []
+    if estimator.lacks(row.law(*row.parameters)) is not None:
+        return
+    for constant in (0.0, 1000.0):
+        torch.manual_seed(1)
+        at = [p.expand(50, *p.shape).clone().requires_grad_() for p in row.parameters]
+        value = expectation(lambda z, at=at, c=constant: row.f(z, *at) + c, row.law(*at), estimator, estimator.usable(3))
+        slopes.append(torch.autograd.grad(value.sum(), at)[0])
+    torch.testing.assert_close(slopes[0], slopes[1], rtol=1e-8, atol=1e-8)
+
+
 # A Normal
 
 

@@ -174,8 +174,10 @@ def test_with_one_step_it_is_the_score_function_gradient_of_the_library(kind):
 
 
 def test_without_gymnasium_one_sentence_says_what_to_do():
-    hide = f"import runpy, sys; sys.modules['gymnasium'] = None; sys.argv = [{str(SCRIPT)!r}]; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", hide], capture_output=True, text=True, check=False)
+    hidden = (
+        "import runpy, sys; sys.modules['gymnasium'] = None; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", hidden, str(SCRIPT)], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
@@ -223,6 +225,16 @@ def test_a_short_training_improves_the_mean_return(capsys):
     assert capsys.readouterr().out == ""
     assert before < 40
     assert after > 2 * before
+
+
+def test_a_seed_repeats_a_run():
+    ends = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        policy = _policy()
+        example.train(policy, seed=3, episodes=96, quiet=True)
+        ends.append(torch.cat([p.detach().flatten() for p in policy.parameters()]))
+    assert torch.equal(*ends)
 
 
 def test_interrupted_training_keeps_what_it_has(monkeypatch):

@@ -99,7 +99,7 @@ def table(a: argparse.Namespace) -> None:
     low = sorted(run["curve"][-1]["elbo"] for run in runs)
     axes.set(xlabel="step", ylabel="train ELBO, nats", xscale="log", ylim=(min(low) - 25, max(low) + 5))
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="center right", frameon=False)
     axes.set_title("200 Bernoulli latents, static binarised MNIST")
     if a.picture:
         figure.savefig(a.picture, dpi=150)

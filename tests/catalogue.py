@@ -90,11 +90,12 @@ def _with_a_network_of_its_own() -> Gradient:
     class Sums(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.head = nn.Linear(2, 1, dtype=F64)
+            self.out_features = 3
+            self.mixed = nn.Linear(2, 3)
 
         def forward(self, z: Tensor) -> Tensor:
             flat = z.reshape(len(z), -1).clamp(-10, 10)
-            return self.head(torch.stack([flat.tanh().sum(1), flat.sum(1)], 1))
+            return self.mixed(torch.stack([flat.tanh().sum(1), flat.sum(1)], 1)).tanh()
 
     return stirred(gradients.RELAX(Sums()))
 

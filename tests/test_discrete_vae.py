@@ -467,3 +467,15 @@ def test_every_command_goes_through(source, options, tmp_path, monkeypatch, caps
     np.testing.assert_allclose(np.load("codes.npy.npy"), np.load("codes.csv.npy"), rtol=1e-4, atol=1e-5)
     run("report", "run", "--samples", "5")
     assert "Variational autoencoder with" in Path("run/report.html").read_text()
+
+
+def test_schedules_and_noise_reach_the_gradients():
+    options = {"temperature": 1.0, "final_temperature": 0.25, "temperature_epochs": 2.0}
+    model = xhat.build("bernoulli-vae", 4, latent=2, hidden=[5], gradient="concrete", likelihood="bernoulli", **options)
+    xhat.fit(model, torch.rand(40, 4).round(), epochs=2, batch_size=10)
+    last = 0.25 ** ((2 - 1 / 4) / 2)  # at the start of the last of eight steps
+    assert model.gradient.schedule.now.item() == pytest.approx(last)
+    pathwise = xhat.build("vae", 4, latent=2, hidden=[5], noise="antithetic", samples=2)
+    assert pathwise.gradient.noise == "antithetic"
+    with pytest.raises(ConfigError, match="noise is an option of gradient='pathwise'"):
+        xhat.build("bernoulli-vae", 4, latent=2, noise="sobol")

@@ -116,7 +116,7 @@ def test_mirror_images_remove_the_odd_part_of_f(name):
 
 def test_mirror_images_come_in_pairs():
     for samples in (1, 3, 7):
-        with pytest.raises(ConfigError, match=f"an even number, half of them mirror images, was {samples}"):
+        with pytest.raises(ConfigError, match=f"an even number of samples, half of them mirror images, was {samples}"):
             expectation(lambda z: z, td.Normal(torch.zeros(2), 1.0), Pathwise("antithetic"), samples)
     assert Pathwise("antithetic").usable(3) == 4
     q = td.Normal(torch.tensor([0.7, -1.0]), 1.0)

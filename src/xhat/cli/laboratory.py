@@ -23,7 +23,7 @@ def gradients(
     *,
     problem: str | None = None,
     gradients: str | None = None,
-    samples: int = 4,
+    samples: int | None = None,
     repeats: int = 1000,
     batch: int = 32,
     split: str = "train",
@@ -49,7 +49,7 @@ def gradients(
     gradients
         Names, with commas between; all of them unless given.
     samples
-        Values of f that one estimate may take for each example.
+        Values of f that one estimate may take for each example; 4 unless given, 6 for the polynomial.
     repeats
         Independent estimates of each gradient.
     batch
@@ -63,7 +63,7 @@ def gradients(
     """
     if (run is None) == (problem is None):
         raise ConfigError("gradients needs a run folder or a --problem, one of the two, such as xhat gradients --problem toy")
-    names = None if gradients is None else [name.strip() for name in gradients.split(",") if name.strip()]
+    names = None if gradients is None else _names(gradients)
     if names == []:
         raise ConfigError("--gradients needs names with commas between, such as --gradients score,rloo")
     import torch
@@ -75,17 +75,32 @@ def gradients(
     torch.manual_seed(seed)
     chosen = _built_in(str(problem)) if run is None else _of_run(run, split, batch)
     place = out or (Path("runs") / f"gradients-{problem}" if run is None else run)
+    if place.exists() and not place.is_dir():
+        raise ConfigError(f"--out must be a folder, {place} is a file")
     make_folder(place / "gradients.json")
+    budget = chosen.budget if samples is None else samples
     torch.manual_seed(seed)
     with _shown() as show:
-        result = compare(None, chosen.draw, chosen.parameters, names, samples, repeats, exact=chosen.exact, progress=show)
+        result = compare(None, chosen.draw, chosen.parameters, names, budget, repeats, exact=chosen.exact, progress=show)
     print(chosen.about)
     print(result)
     about = {"problem": problem, "run": None if run is None else str(run), "about": chosen.about, "seed": seed}
-    told = {**about, "budget": samples, **result.as_dict()}
+    told = {**about, "budget": budget, **result.as_dict()}
     write_bytes(place / "gradients.json", (json.dumps(told, indent=2) + "\n").encode())
     write_bytes(place / "gradients.png", comparison_png(result, chosen.about))
     print(f"written to {place / 'gradients.json'} and {place / 'gradients.png'}")
+
+
+def _names(text: str) -> list[str]:
+    """Names between commas; "pathwise, antithetic" and its like are one name each."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    names: list[str] = []
+    for part in parts:
+        if names and part in ("antithetic", "sobol", "lagged"):
+            names[-1] = f"{names[-1]}, {part}"
+        else:
+            names.append(part)
+    return names
 
 
 def _built_in(name: str) -> Problem:

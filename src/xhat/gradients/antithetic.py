@@ -40,7 +40,7 @@ class ARM(Gradient):
 
     @property
     def takes(self) -> str:
-        return "an even number, antithetic pairs"
+        return "takes an even number of samples, antithetic pairs"
 
     def usable(self, samples: int) -> int:
         return max(2, samples + samples % 2)
@@ -85,7 +85,7 @@ class DisARM(Gradient):
 
     @property
     def takes(self) -> str:
-        return "an even number, antithetic pairs"
+        return "takes an even number of samples, antithetic pairs"
 
     def usable(self, samples: int) -> int:
         return max(2, samples + samples % 2)

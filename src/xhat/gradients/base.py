@@ -146,6 +146,18 @@ def called(f: Function, z: Tensor) -> Tensor:
         ) from error
 
 
+def followed(f: Function, z: Tensor) -> Tensor:
+    """f at draws that carry a derivative.
+
+    Raises:
+        ConfigError: f does not let it through.
+    """
+    values = f(z)
+    if z.requires_grad and not values.requires_grad:
+        raise ConfigError(NOT_DIFFERENTIABLE)
+    return values
+
+
 def slope(f: Function, z: Tensor, *, keep: bool = False, twice: bool = False) -> tuple[Tensor, Tensor]:
     """f at z and its derivative in z, ``(S, *batch)`` and of z's shape; nothing flows on to what made z.
 
@@ -217,7 +229,7 @@ class Gradient(Part, nn.Module, abc.ABC):
     @property
     def takes(self) -> str:
         """Which numbers of samples it can use, in words."""
-        return f"at least {self.fewest_samples}"
+        return f"needs samples of at least {self.fewest_samples}"
 
     def usable(self, samples: int) -> int:
         """The number of samples that it can use next to the one asked for: that, where it can be used."""

@@ -23,7 +23,9 @@ from xhat.gradients.reduction import Mean, Reduction
 from xhat.gradients.score import Score
 
 KEPT = 20_000_000  # numbers of single estimates that are held for the spread
+LARGEST = 2**12  # values of a law that are enumerated for the truth
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+CLEAR = 1.5  # times less cost than the next: below this, the clock decides as much as the gradient
 NEGLIGIBLE = 1e-9  # of the gradient's norm: what rounding alone does, in float64
 
 
@@ -105,8 +107,16 @@ class Comparison(tuple[Row, ...]):
         ]
         text.append(f"truth: {self.reference}; {self.repeats} estimates of each; f: its values in one estimate")
         text.append(self.reason)
-        text += [f"not run: {name}: {reason}" for name, reason in self.misfits.items()]
+        for reason, names in self._reasons().items():
+            text.append(f"not run: {', '.join(names)}: {reason}")
         return "\n".join(text)
+
+    def _reasons(self) -> dict[str, list[str]]:
+        """The misfits by reason; a reason that begins with its gradient's own name is told without it."""
+        found: dict[str, list[str]] = {}
+        for name, reason in self.misfits.items():
+            found.setdefault(reason.removeprefix(f"the gradient {name.split(',')[0]!r} "), []).append(name)
+        return found
 
 
 def _number(value: Any) -> Any:
@@ -116,12 +126,14 @@ def _number(value: Any) -> Any:
 
 
 def everything() -> dict[str, Gradient]:
-    """Every gradient of the library, and the options that change what it does."""
+    """Every gradient of the library, and pathwise with each noise.
+
+    A lagged baseline is left out: here, where no parameter moves, its average settles as it never does in training.
+    """
     return {
         **{name: cls() for name, cls in GRADIENTS.items()},
         "pathwise, antithetic": Pathwise("antithetic"),
         "pathwise, sobol": Pathwise("sobol"),
-        "score, lagged": Score("lagged"),
     }
 
 
@@ -228,9 +240,9 @@ def _chosen(gradients: str | Gradient | Sequence[str | Gradient] | Mapping[str, 
         return everything()
     if isinstance(gradients, Mapping):
         return {name: copy.deepcopy(gradient_of(gradient)) for name, gradient in gradients.items()}
-    known = everything()
+    known = {**everything(), "score, lagged": Score("lagged")}
     named: dict[str, Gradient] = {}
-    for gradient in [gradients] if isinstance(gradients, str | Gradient) else gradients:
+    for gradient in [gradients] if isinstance(gradients, str | Gradient) else list(dict.fromkeys(gradients)):
         name = first = gradient if isinstance(gradient, str) else name_of(gradient)
         count = 1
         while name in named:  # one estimator with other options is another row
@@ -284,7 +296,11 @@ def _exact(
         if len(known) != size:
             raise ConfigError(f"exact must have a number for each of the {size} of the parameters, had {len(known)}")
         return known, "given"
-    exhaustive = Enumerate(limit=2**12)
+    exhaustive: Gradient = Enumerate(LARGEST)
+    if isinstance(q, Chain):
+        exhaustive = _layered({"enumerate": exhaustive}, q, {}).get("enumerate", exhaustive)
+        if misfit(exhaustive, q, 1, f, reduce) is None and exhaustive.evaluations(1, q) > LARGEST:
+            return None, ""
     if misfit(exhaustive, q, 1, f, reduce) is None:
         return _gradient(exhaustive, problem, leaves, 1, reduce), "enumerated"
     return None, ""
@@ -417,10 +433,9 @@ def _recommend(rows: Sequence[Row]) -> tuple[str | None, str]:
     else:
         others = [row for row in steady if row is not best]
         second = min(others, key=lambda row: row.cost)
-        text = (
-            f"recommended: {best.name}, for of the unbiased gradients it has the least variance × seconds, "
-            f"{second.cost / best.cost:.3g} times less than {second.name}, the next"
-        )
+        ratio = second.cost / best.cost
+        near = f"{ratio:.3g} times less than {second.name}, the next" if ratio >= CLEAR else f"with {second.name} about as good"
+        text = f"recommended: {best.name}, for of the unbiased gradients it has the least variance × seconds, {near}"
     lower = [row for row in rows if not row.unbiased and row.cost < best.cost]
     if lower:
         least = min(lower, key=lambda row: row.cost)

@@ -46,7 +46,7 @@ class Enumerate(Gradient):
 
     @property
     def takes(self) -> str:
-        return "1: the sum is exact"
+        return "takes one sample, for its sum is exact"
 
     def usable(self, samples: int) -> int:
         return 1
@@ -65,7 +65,7 @@ class Enumerate(Gradient):
         missing = super().lacks(q)
         if missing is None and (count := self.evaluations(1, q)) > self.limit:
             shown = f"{count}" if count < 10**9 else f"about 10^{math.floor(math.log10(count))}"
-            return f"a law of at most {self.limit} values (this one has {shown}),"
+            return f"a support of at most {self.limit} values (here {shown})"
         return missing
 
     def points(self, samples: int, q: Distribution) -> int:

@@ -99,10 +99,9 @@ def misfit(
     if lacks is not None:
         fitting = _serving(q, how)
         remedy = f"gradients that fit: {', '.join(fitting)}" if fitting else "no gradient fits this law"
-        return Misfit(f"the gradient {name!r} needs {lacks} which {_law_name(q)} does not have", remedy)
+        return Misfit(f"the gradient {name!r} needs {lacks}, which {_law_name(q)} does not have", remedy)
     if estimator.usable(samples) != samples:
-        what = "as set needs samples of" if samples < estimator.fewest_samples else "takes samples of"
-        return Misfit(f"the gradient {name!r} {what} {estimator.takes}, was {samples}", f"use {estimator.usable(samples)}")
+        return Misfit(f"the gradient {name!r} {estimator.takes}, was {samples}", f"use {estimator.usable(samples)}")
     if reduce is not None and reduce.name not in estimator.reductions:
         if reduce.name == "mean":
             remedy = "use xhat.bound(…, objective='iwae'), or for a mean 'rloo'"
@@ -159,7 +158,9 @@ def expectation(
     Args:
         f: maps ``(S, *batch, *event)`` to ``(S, *batch)``.
         q: the law; its parameters carry the gradient.
-        gradient: a name of ``xhat.gradients.GRADIENTS``, or an estimator with options of its own.
+        gradient: a name of ``xhat.gradients.GRADIENTS``, or an estimator with options of its own. A name makes a new one at each
+            call: those that learn or remember (``rebar``, ``relax``, ``double-cv``, a lagged or learned baseline) do so only as
+            an object that you keep, and train through its ``auxiliary_loss()``, as models do.
         samples: S, the number of values of f that enter the estimate.
         reduce: how S values become one; the mean unless given.
 
@@ -176,6 +177,10 @@ def expectation(
     >>> value.shape
     torch.Size([2])
     """
+    if not isinstance(q, Distribution) or not callable(f):
+        raise ConfigError(
+            f"expectation needs a function f and a torch Distribution q, was {type(f).__name__}, {type(q).__name__}"
+        )
     estimator = gradient_of(gradient)
     whole_number("samples", samples)
     how = Mean() if reduce is None else reduce
@@ -198,6 +203,8 @@ def _checked(f: Function, events: int, name: str) -> Function:
         values = f(z)
         if not isinstance(values, Tensor):
             raise ConfigError(f"{name} must return a tensor, returned {type(values).__name__}")
+        if not values.is_floating_point():
+            raise ConfigError(f"{name} must return floating-point numbers, returned {values.dtype}: add .float() or .double()")
         expected = z.shape[: z.ndim - events]
         if values.shape != expected:
             raise ConfigError(

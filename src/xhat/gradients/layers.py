@@ -43,8 +43,8 @@ class Layers(Gradient):
         for gradient in gradients:
             if "mean" not in gradient.reductions or "log weight" in gradient.requires:
                 raise ConfigError(
-                    f"{type(gradient).__name__} is a gradient of a whole bound, not of one layer's expectation: use 'pathwise' "
-                    "or 'rloo' in its place"
+                    f"{type(gradient).__name__} is a gradient of a whole bound, not of one layer's expectation: use 'rloo' "
+                    "in its place, or 'pathwise' where the layer has it"
                 )
         self.gradients = nn.ModuleList(gradients)
         self.unbiased = all(gradient.unbiased for gradient in gradients)  # type: ignore[misc]

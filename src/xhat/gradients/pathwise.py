@@ -9,7 +9,7 @@ from torch.quasirandom import SobolEngine
 
 from xhat.distributions.support import split
 from xhat.errors import ConfigError
-from xhat.gradients.base import Function, Path
+from xhat.gradients.base import Function, Path, followed
 from xhat.gradients.reduction import Reduction
 
 NOISE = ("independent", "antithetic", "sobol")
@@ -63,7 +63,7 @@ class Pathwise(Path):
 
     @property
     def takes(self) -> str:
-        return "an even number, half of them mirror images" if self.noise == "antithetic" else "any number"
+        return "takes an even number of samples, half of them mirror images"
 
     def usable(self, samples: int) -> int:
         return samples + samples % 2 if self.noise == "antithetic" else samples
@@ -71,7 +71,7 @@ class Pathwise(Path):
     def lacks(self, q: Distribution) -> str | None:
         missing = super().lacks(q)
         if missing is None and self.noise == "sobol" and q.event_shape.numel() > SobolEngine.MAXDIM:
-            return f"an event of at most {SobolEngine.MAXDIM} numbers, as many as Sobol' points have,"
+            return f"an event of at most {SobolEngine.MAXDIM} numbers, as many as Sobol' points have"
         return missing
 
     def evaluations(self, samples: int, q: Distribution | None = None) -> int:
@@ -88,7 +88,7 @@ class Pathwise(Path):
         return _through_icdf(q, samples)
 
     def estimate(self, f: Function, q: Distribution, samples: int, reduce: Reduction) -> Tensor:
-        return reduce(f(self.draw(q, samples)))
+        return reduce(followed(f, self.draw(q, samples)))
 
 
 def _through_icdf(q: Distribution, samples: int) -> Tensor:

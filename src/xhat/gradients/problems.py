@@ -23,12 +23,14 @@ class Problem(NamedTuple):
         draw: makes the law and the function from the parameters.
         parameters: tensors in which the derivative is taken.
         exact: the true gradient where there is a formula; else None.
+        budget: values of f for one estimate, unless somebody says otherwise.
     """
 
     about: str
     draw: Callable[[], tuple[Distribution, Function]]
     parameters: Sequence[Tensor]
     exact: Sequence[Tensor] | None = None
+    budget: int = 4
 
 
 def toy() -> Problem:
@@ -49,7 +51,7 @@ def polynomial() -> Problem:
         return Normal(loc, scale), lambda z: z**2
 
     two = torch.full((1,), 2.0, dtype=F64)
-    return Problem("E z², z ~ N(1, 1), derivatives in μ and σ", draw, [loc, scale], [two, two])
+    return Problem("E z², z ~ N(1, 1), derivatives in μ and σ", draw, [loc, scale], [two, two], budget=6)
 
 
 def logistic() -> Problem:

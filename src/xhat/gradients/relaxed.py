@@ -13,6 +13,7 @@ from xhat.errors import ConfigError
 from xhat.gradients.base import Function, Gradient, Once, Pending, finite, honest, lift, slope, total
 from xhat.gradients.components import Components, components_of
 from xhat.gradients.reduction import Reduction
+from xhat.networks import head_of, in_shape_of
 
 FAR = 1e8
 
@@ -62,8 +63,8 @@ class RELAX(Gradient):
     r"""REBAR with a control variate of one's own: :math:`c(z) = \eta f(\sigma_\lambda(z)) + r(z)`, r a network.
 
     Args:
-        network: r, from perturbed logits ``(N, *code)`` to ``(N, 1)``; unless given, a small one that treats all elements alike
-            and sums over them, for events of any size.
+        network: r, from perturbed logits ``(N, *code)`` to features, to which a linear layer is added; unless given, a small one
+            that treats all elements alike and sums over them, for events of any size.
         temperature: λ at the start.
         through_f: False leaves the relaxed f out, for an f that is defined at draws only (LAX with b): one evaluation for each
             sample.
@@ -88,10 +89,12 @@ class RELAX(Gradient):
         learn_temperature: bool = True,
     ) -> None:
         super().__init__()
-        self.requires = frozenset({"relaxable", "differentiable f"} if through_f else {"relaxable"})
+        self.requires = frozenset({"relaxable", "differentiable f"} if through_f else {"components"})
         self.through_f = through_f
         self.network = network
-        self.each = None if network is not None else _Each()
+        self.head = None if network is None else head_of(network, (1,))
+        with torch.random.fork_rng(devices=[]):  # to name a gradient is not to draw
+            self.each = _Each() if network is None else None
         self.log_temperature = nn.Parameter(torch.tensor(_log(temperature)), requires_grad=through_f and learn_temperature)
         self.scale = nn.Parameter(torch.ones(()))
         self._loss = Pending()
@@ -107,7 +110,13 @@ class RELAX(Gradient):
         batch = perturbed.shape[: perturbed.ndim - law.axes]
         if self.each is None:
             network: nn.Module = self.network  # type: ignore[assignment]
-            return network(perturbed.reshape(-1, *perturbed.shape[len(batch) :])).reshape(batch)
+            head: nn.Module = self.head  # type: ignore[assignment]
+            shape = in_shape_of(network) or perturbed.shape[len(batch) :]
+            if math.prod(shape) != perturbed.shape[len(batch) :].numel():
+                code = tuple(perturbed.shape[len(batch) :])
+                raise ConfigError(f"the network of RELAX takes {math.prod(shape)} numbers, but a code here has shape {code}")
+            like = next(head.parameters()).dtype
+            return head(network(perturbed.reshape(-1, *shape).to(like))).reshape(batch).to(perturbed.dtype)
         logits = law.logits.detach().clamp(-10, 10).expand_as(perturbed)
         return total(self.each(perturbed.clamp(-10, 10), logits), law.axes)
 
@@ -129,8 +138,8 @@ class _Each(nn.Module):
 
 
 def _log(temperature: float) -> float:
-    if not 0 < temperature < math.inf:
-        raise ConfigError(f"temperature must be above 0 and finite, was {temperature}")
+    if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+        raise ConfigError(f"temperature must be above 0 and finite, was {temperature!r}")
     return math.log(temperature)
 
 
@@ -160,7 +169,7 @@ def _controlled(
     with torch.no_grad():
         perturbed, moved = law.given(code)
         # An impossible value is infinitely far away, which a derivative in the temperature would turn into NaN.
-        perturbed = perturbed.clamp(-FAR, FAR)
+        perturbed = perturbed.clamp(*(sign * min(FAR, torch.finfo(perturbed.dtype).max) for sign in (-1, 1)))
     at, rise = torch.zeros_like(values.detach()), torch.zeros_like(perturbed)
     with torch.enable_grad():
         if relaxed is not None:

@@ -23,6 +23,8 @@ class Sampling(Part, nn.Module):
             name or an estimator. Every other weighs f itself, which a layer does not see: ``xhat.expectation`` has those.
         categories: whether logits are those of categories along the last axis.
 
+    It draws in evaluation mode, too: take the law's mean where you want no noise.
+
     Shapes: parameters ``(*batch, n)`` or a law; z is as one draw of the law, the relaxed one for concrete.
 
     Raises:
@@ -68,7 +70,12 @@ class Sampling(Part, nn.Module):
 
     def _law(self, first: Tensor, scale: Tensor | None) -> Distribution:
         if scale is not None:
-            return Independent(Normal(first, scale, validate_args=False), min(1, first.ndim), validate_args=False)
+            try:
+                return Independent(Normal(first, scale), min(1, first.ndim), validate_args=False)
+            except (ValueError, RuntimeError, TypeError) as error:
+                raise ConfigError(
+                    f"Sampling takes a loc and a scale above 0, of one shape: {str(error).splitlines()[0]}"
+                ) from error
         if self.gradient.requires <= {"rsample"}:
             raise ConfigError("Sampling with a pathwise gradient needs a law, or a loc and a scale, but was given one tensor")
         if self.categories:

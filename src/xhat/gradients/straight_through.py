@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from xhat.errors import ConfigError, whole_number
-from xhat.gradients.base import NOT_DIFFERENTIABLE, Function, Path, finite, honest, slope, total
+from xhat.gradients.base import Function, Path, finite, followed, honest, slope, total
 from xhat.gradients.components import Bits, Components, components_of
 from xhat.gradients.reduction import Reduction
 
@@ -109,7 +109,7 @@ class StraightThrough(Path):
         return _carried(law, law.sample(samples), law.probs())
 
     def estimate(self, f: Function, q: Distribution, samples: int, reduce: Reduction) -> Tensor:
-        return reduce(_seen(f, self.draw(q, samples)))
+        return reduce(followed(f, self.draw(q, samples)))
 
 
 class STGumbel(Path):
@@ -147,7 +147,7 @@ class STGumbel(Path):
         return _carried(law, law.harden(perturbed.detach()), law.soften(perturbed, self.schedule.now))
 
     def estimate(self, f: Function, q: Distribution, samples: int, reduce: Reduction) -> Tensor:
-        return reduce(_seen(f, self.draw(q, samples)))
+        return reduce(followed(f, self.draw(q, samples)))
 
 
 class GumbelRao(Path):
@@ -193,7 +193,7 @@ class GumbelRao(Path):
         return _carried(law, code, soft)
 
     def estimate(self, f: Function, q: Distribution, samples: int, reduce: Reduction) -> Tensor:
-        return reduce(_seen(f, self.draw(q, samples)))
+        return reduce(followed(f, self.draw(q, samples)))
 
 
 class ReinMax(Path):
@@ -229,17 +229,9 @@ class ReinMax(Path):
         return _carried(law, code, 2 * middle - p / 2)
 
     def estimate(self, f: Function, q: Distribution, samples: int, reduce: Reduction) -> Tensor:
-        return reduce(_seen(f, self.draw(q, samples)))
+        return reduce(followed(f, self.draw(q, samples)))
 
 
 def _carried(law: Components, code: Tensor, soft: Tensor) -> Tensor:
     """The value of a code with the derivative of a relaxed one."""
     return law.value(honest(code, soft.expand_as(code)))
-
-
-def _seen(f: Function, z: Tensor) -> Tensor:
-    """f at draws that carry a derivative, which f must let through."""
-    values = f(z)
-    if z.requires_grad and not values.requires_grad:
-        raise ConfigError(NOT_DIFFERENTIABLE)
-    return values

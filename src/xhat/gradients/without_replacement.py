@@ -33,7 +33,7 @@ class _Distinct(Gradient):
     def lacks(self, q: Distribution) -> str | None:
         missing = super().lacks(q)
         if missing is None and _outcomes(q) < 3:
-            return "a law of three values or more (this one has two: 'enumerate' is exact),"
+            return "three values or more ('enumerate' is exact for two)"
         return missing
 
     def points(self, samples: int, q: Distribution) -> int:
@@ -106,7 +106,7 @@ class UnorderedSet(_Distinct):
 
     @property
     def takes(self) -> str:
-        return f"2 to {LARGEST_SET}"
+        return f"takes 2 to {LARGEST_SET} samples"
 
     def usable(self, samples: int) -> int:
         return min(max(2, samples), LARGEST_SET)

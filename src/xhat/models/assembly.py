@@ -88,7 +88,9 @@ def prior_for(o: Options) -> priors.Prior:
 
 def gradient_for(shape: tuple[int, ...], o: Options) -> Gradient:
     """The estimator with those of its options that were set."""
-    options = {name: o[name] for name in ("baseline", "temperature") if o[name] is not None}
+    names = {"final_temperature": "final", "temperature_epochs": "epochs"}
+    set_ = ("baseline", "temperature", "final_temperature", "temperature_epochs", "noise")
+    options = {names.get(name, name): o[name] for name in set_ if o[name] is not None}
     if o["baseline"] == "network":
         options["baseline"] = MLP(shape, (100,), "tanh")
     return gradient_of(o["gradient"], **options)

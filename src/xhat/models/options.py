@@ -36,7 +36,10 @@ class ModelOptions:
         gradient: how the derivative gets through z, a name such as pathwise, score, rloo, disarm or concrete; of several
             stochastic layers each has one of its own.
         baseline: of the score gradient, "none", "lagged", "leave-one-out", or "network" for one that is learned from x.
-        temperature: of a relaxed gradient, such as concrete.
+        temperature: of a relaxed gradient, such as concrete; its first, where there is a final one.
+        final_temperature: where a temperature ends that falls geometrically.
+        temperature_epochs: how many epochs that takes.
+        noise: of the pathwise gradient, "independent", "antithetic" or "sobol".
         corruption: noise on the encoder's input, "masking:0.5", "normal-noise:0.3" or "salt-and-pepper:0.25".
         tied: let the decoder use the encoder's weights, transposed.
     """
@@ -65,5 +68,8 @@ class ModelOptions:
     gradient: str | None = None
     baseline: str | None = None
     temperature: float | None = None
+    final_temperature: float | None = None
+    temperature_epochs: float | None = None
+    noise: str | None = None
     corruption: str | None = None
     tied: bool | None = None

@@ -53,6 +53,9 @@ _VARIATIONAL: Options = {
     "gradient": "pathwise",
     "baseline": None,
     "temperature": None,
+    "final_temperature": None,
+    "temperature_epochs": None,
+    "noise": None,
     "categories": 10,
 }
 _DISCRETE: Options = {
@@ -72,6 +75,7 @@ NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "link": ("likelihood", ("normal",)),
     "posterior_scale": ("posterior", ("normal", "multivariate-normal")),
     "baseline": ("gradient", ("score",)),
+    "noise": ("gradient", ("pathwise",)),
     "categories": ("posterior", ("one-hot-categorical",)),
 }
 

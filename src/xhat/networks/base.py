@@ -90,7 +90,7 @@ def head_of(network: nn.Module, shape: tuple[int, ...]) -> nn.Module:
         ConfigError: nothing says how many features come out.
     """
     make = getattr(network, "head", None)
-    if callable(make):
+    if callable(make) and not isinstance(make, nn.Module):  # a layer of that name is no method
         head: nn.Module = make(shape)
         return head
     layers = [network, *reversed(list(network.modules()))] if isinstance(network, nn.Sequential) else [network]

@@ -34,7 +34,7 @@ def comparison_png(comparison: Comparison, title: str, dpi: int = 150) -> bytes:
         left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
         _spread(left, rows)
         _cost(right, rows, comparison.recommended)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=13, color=INK)
+        figure.suptitle(title, x=0.02, ha="left", fontsize=13, color=INK)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
@@ -62,8 +62,9 @@ def _spread(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("estimate along the true gradient (truth = 1): mean, 25 to 75 %, 5 to 95 %")
-    axes.plot([], [], "o", color=BLUE, label="unbiased")
-    axes.plot([], [], "o", color=AMBER, label="biased")
+    for unbiased, colour, name in ((True, BLUE, "unbiased"), (False, AMBER, "biased")):
+        if any(row.unbiased == unbiased for row in rows):
+            axes.plot([], [], "o", color=colour, label=name)
     axes.set_title("Bias and spread", loc="left", color=INK)
     axes.legend(loc="upper right", bbox_to_anchor=(1.0, 1.09), ncols=2, frameon=False, labelcolor=FAINT, borderaxespad=0.0)
 
@@ -88,8 +89,7 @@ def _cost(axes: Axes, rows: Sequence[Row], recommended: str | None) -> None:
         axes.plot([x], [y], mark, color=_colour(row), markersize=size, markeredgecolor="white", zorder=4 + best)
         axes.text(x, y, str(place + 1), color="white", fontsize=8, ha="center", va="center_baseline", zorder=6)
         if best:
-            text = f"{row.name}: recommended" + (", no variance" if row.variance == 0 else "")
-            axes.annotate(text, (x, y), xytext=(12, -15), textcoords="offset points", fontsize=10, color=INK, zorder=7)
+            axes.plot([x], [y], mark, color="none", markersize=size + 7, markeredgecolor=INK, zorder=5)
     near = math.log10(wide / slim) < 2
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if near else (1.0,)))
     for axis in (axes.xaxis, axes.yaxis):
@@ -97,4 +97,5 @@ def _cost(axes: Axes, rows: Sequence[Row], recommended: str | None) -> None:
         axis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("time of one estimate, µs")
     axes.set_ylabel("variance of one estimate (▼ none)" if len(positive) < len(rows) else "variance of one estimate")
-    axes.set_title("Variance against cost", loc="left", color=INK)
+    title = "Variance against cost" + (f"; ringed: {recommended}, recommended" if recommended else "")
+    axes.set_title(title, loc="left", color=INK)

@@ -1,6 +1,7 @@
 """A VAE with 200 Bernoulli latents on static binarised MNIST, trained with one gradient after another for equally many steps.
 
     python benchmarks/bernoulli_vae.py train DATA --gradient disarm --steps 60000 --out disarm.json
+    python benchmarks/bernoulli_vae.py variance DATA --steps 15000
     python benchmarks/bernoulli_vae.py table score.json rloo.json disarm.json double-cv.json --picture curves.png
 
 The setting of Dong, Mnih & Tucker (2020) and Titsias & Shi (2022): 784-200-200-(200)-200-200-784 with leaky ReLU of slope 0.3,
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 import xhat
 from xhat import conditionals, gradients, objectives, priors
+from xhat.evaluation.laboratory import problem_of
 from xhat.networks import MLP
 
 HIDDEN, LATENT, ACTIVATION = [200, 200], 200, "leaky-relu:0.3"
@@ -79,6 +81,26 @@ def train(a: argparse.Namespace) -> None:
             start = time.process_time()
 
 
+def variance(a: argparse.Namespace) -> None:
+    """Gradients compared in a model that DisARM has trained for so many steps; double-cv with α learned, and with fixed ones."""
+    torch.set_num_threads(a.threads)
+    torch.manual_seed(a.seed)
+    x = xhat.load_data(a.data).train.tensor().float()
+    model = model_for(x.mean(0), "disarm", 2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    for _ in range(a.steps):
+        optimizer.zero_grad()
+        model(x[torch.randint(len(x), (100,))]).loss.mean().backward()
+        optimizer.step()
+    contenders = {name: gradients.gradient_of(name) for name in ("rloo", "disarm", "arms", "double-cv")}
+    for alpha in (0.25, 0.5, 0.75):
+        fixed = gradients.DoubleCV().eval()  # learns nothing
+        fixed.alpha.data.fill_(alpha)
+        contenders[f"double-cv, α = {alpha}"] = fixed
+    problem = problem_of(model, x[:100])
+    print(gradients.compare(None, problem.draw, problem.parameters, contenders, a.samples, 150, train=300))
+
+
 def table(a: argparse.Namespace) -> None:
     import matplotlib
 
@@ -118,6 +140,13 @@ def main() -> None:
     one.add_argument("--threads", type=int, default=1)
     one.add_argument("--out", type=Path, default=Path("bernoulli_vae.json"))
     one.set_defaults(job=train)
+    some = jobs.add_parser("variance")
+    some.add_argument("data")
+    some.add_argument("--samples", type=int, default=2)
+    some.add_argument("--steps", type=int, default=15_000)
+    some.add_argument("--seed", type=int, default=0)
+    some.add_argument("--threads", type=int, default=1)
+    some.set_defaults(job=variance)
     many = jobs.add_parser("table")
     many.add_argument("runs", type=Path, nargs="+")
     many.add_argument("--picture", type=Path)

@@ -8,7 +8,8 @@ from xhat.gradients.antithetic import ARM, ARMS, CARMS, DisARM
 from xhat.gradients.base import Function, Gradient, LogWeight, Path, honest
 from xhat.gradients.baselines import ContextBaseline, Lagged
 from xhat.gradients.bounds import STL, DReG
-from xhat.gradients.compare import Comparison, Row, compare
+from xhat.gradients.compare import compare
+from xhat.gradients.comparison import Comparison, Row
 from xhat.gradients.enumeration import Enumerate
 from xhat.gradients.expectation import GRADIENTS, expectation, gradient_of
 from xhat.gradients.layers import Layers

@@ -527,6 +527,7 @@ def normalised():
     ("make", "words"),
     [
         (lambda: BayesianLinear(0, 2), "in_features must be at least 1, was 0"),
+        (lambda: BayesianLinear(4, 3)(torch.zeros(2, 5)), r"takes x of shape \(\*batch, 4\), was \(2, 5\)"),
         (lambda: BayesianLinear(2, 2.5), r"out_features must be a whole number, was 2\.5"),
         (lambda: BayesianLinear(2, 2, sampling="flip"), "must be one of shared, local, flipout, was 'flip': choose"),
         (lambda: BayesianLinear(2, 2, prior_scale=-1.0), r"prior_scale must be a finite number above 0, was -1\.0"),

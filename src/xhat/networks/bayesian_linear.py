@@ -209,6 +209,8 @@ class BayesianLinear(BayesianLayer):
         self.in_shape = (in_features,)
 
     def map(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if x.shape[-1:] != (self.in_features,):
+            raise ConfigError(f"BayesianLinear takes x of shape (*batch, {self.in_features}), was {tuple(x.shape)}")
         return F.linear(x, weight, bias)
 
     def sign_shape(self, shape: torch.Size) -> tuple[int, ...]:

@@ -21,8 +21,8 @@ class ARM(Gradient):
 
     .. math:: \nabla_a E[f] = E_u[(f(1[u > \sigma(-a)]) - f(1[u < \sigma(a)]))\,(u - \tfrac12)]
 
-    ``samples`` is twice the number of pairs. The uniform number stays in the weight, so that even a bit that is certain gets noise
-    (of mean zero): DisARM is rid of it.
+    ``samples`` is twice the number of pairs. The uniform number stays in the weight, so that even a bit that is certain gets
+    noise (of mean zero): DisARM is rid of it.
 
     Source: Yin & Zhou (2018).
 

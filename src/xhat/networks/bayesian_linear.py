@@ -10,6 +10,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,32 @@ def raw_scale_of(scale: float) -> float:
     return scale + math.log(-math.expm1(-scale))
 
 
+class _Divergence(torch.autograd.Function):
+    """:func:`divergence` with its derivative written out: the series would leave a dozen tensors of the weights' size behind."""
+
+    @staticmethod
+    def forward(loc: Tensor, scale: Tensor, prior_scale: float) -> Tensor:
+        shift = (scale - prior_scale) / prior_scale
+        near = shift.abs() < _NEAR
+        t = torch.where(near, shift, 0.0)
+        u = t / (2 + t)
+        v = u * u
+        tail = 1 / 3 + v * (1 / 5 + v * (1 / 7 + v * (1 / 9 + v / 11)))
+        excess = torch.where(near, u * (t - 2 * v * tail), shift - (scale / prior_scale).log())
+        return 0.5 * (loc.square().sum() / prior_scale**2 + shift.square().sum()) + excess.sum()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
+        loc, scale, ctx.prior_scale = inputs
+        ctx.save_for_backward(loc, scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        loc, scale = ctx.saved_tensors
+        prior = ctx.prior_scale
+        return grad * loc / prior**2, grad * (scale - prior) * (scale + prior) / (prior**2 * scale), None
+
+
 def divergence(loc: Tensor, scale: Tensor, prior_scale: float) -> Tensor:
     r"""KL of N(loc, scale²) from N(0, τ²), summed over all elements, ``()``, in nats.
 
@@ -48,14 +75,7 @@ def divergence(loc: Tensor, scale: Tensor, prior_scale: float) -> Tensor:
     Both terms in t are at least 0. Where σ is close to τ the last one nearly cancels; there, with u = t / (2 + t), it is
     :math:`ut - 2u^3(\frac13 + \frac{u^2}5 + \dots)`, since :math:`\ln(1 + t) = 2\operatorname{artanh} u`.
     """
-    shift = (scale - prior_scale) / prior_scale
-    near = shift.abs() < _NEAR
-    t = torch.where(near, shift, 0.0)
-    u = t / (2 + t)
-    v = u * u
-    tail = 1 / 3 + v * (1 / 5 + v * (1 / 7 + v * (1 / 9 + v / 11)))
-    excess = torch.where(near, u * (t - 2 * v * tail), shift - (scale / prior_scale).log())
-    return 0.5 * (loc.square().sum() / prior_scale**2 + shift.square().sum()) + excess.sum()
+    return _Divergence.apply(loc, scale, prior_scale)
 
 
 def signs(like: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -27,13 +27,14 @@ def leaves(row: Expectation) -> list[Tensor]:
     return [p.clone().requires_grad_() for p in row.parameters]
 
 
-def away(estimates: Tensor, exact: Tensor) -> Tensor:
+def away(estimates: Tensor, exact: Tensor | float) -> Tensor:
     """How many standard errors the mean of independent estimates (R, …) is off, coordinate by coordinate."""
+    estimates = estimates.detach()
     stderr = estimates.std(0) / math.sqrt(len(estimates))
     return (estimates.mean(0) - exact).abs() / (stderr + 1e-9)
 
 
-def within(estimates: Tensor, exact: Tensor, errors: float = 4.0) -> None:
+def within(estimates: Tensor, exact: Tensor | float, errors: float = 4.0) -> None:
     """Independent estimates (R, …) have this mean."""
     off = away(estimates, exact)
     assert (off <= errors).all(), f"off by {off.max():.1f} standard errors"

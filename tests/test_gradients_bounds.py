@@ -17,6 +17,7 @@ from torch import distributions as td
 
 import xhat
 from catalogue import F64, bits, numbers
+from proofs import within
 from test_objectives import X, exact, spread
 from xhat import conditionals, gradients, objectives, priors
 from xhat.conditionals import Bernoulli
@@ -32,14 +33,6 @@ R = 20_000  # independent estimates
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
-
-
-def within(estimates: Tensor, truth: Tensor | float, errors: float = 4.0) -> None:
-    """Independent estimates (R, …) have this mean."""
-    estimates = estimates.detach()
-    stderr = estimates.std(0) / math.sqrt(len(estimates))
-    away = (estimates.mean(0) - truth).abs()
-    assert (away <= errors * stderr + 1e-9).all(), f"off by {(away / stderr).max():.1f} standard errors"
 
 
 def outside(estimates: Tensor, truth: Tensor | float, errors: float = 10.0) -> None:

@@ -12,6 +12,7 @@ from torch import distributions as td
 
 import xhat
 from catalogue import F64, numbers
+from proofs import within
 from xhat.errors import ConfigError
 from xhat.gradients import Pathwise, expectation
 
@@ -21,13 +22,6 @@ R = 4000
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
-
-
-def within(estimates: Tensor, truth: Tensor | float, errors: float = 4.0) -> None:
-    estimates = estimates.detach()
-    stderr = estimates.std(0) / math.sqrt(len(estimates))
-    away = (estimates.mean(0) - truth).abs()
-    assert (away <= errors * stderr + 1e-9).all(), f"off by {(away / stderr).max():.1f} standard errors"
 
 
 SYMMETRIC = {

@@ -6,6 +6,8 @@ value stays honest; what their correlation does to the leave-one-out gradient is
 
 from __future__ import annotations
 
+import abc
+
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
@@ -16,7 +18,43 @@ from xhat.gradients.components import Categories, categories_of, components_of
 from xhat.gradients.reduction import Reduction
 
 
-class ARM(Gradient):
+class _Paired(Gradient):
+    """What ARM and DisARM share: pairs of bits from one uniform number each, which lands on opposite sides."""
+
+    requires = frozenset({"bernoulli"})
+
+    @property
+    def fewest_samples(self) -> int:
+        return 2
+
+    @property
+    def takes(self) -> str:
+        return "takes an even number of samples, antithetic pairs"
+
+    def usable(self, samples: int) -> int:
+        return max(2, samples + samples % 2)
+
+    def evaluations(self, samples: int, q: Distribution | None = None) -> int:
+        return samples
+
+    @abc.abstractmethod
+    def weight(self, u: Tensor, p: Tensor, b: Tensor, other: Tensor) -> Tensor:
+        """What multiplies f(b) − f(other) in the gradient of each logit, from the pairs and what made them."""
+
+    def estimate(self, f: Function, q: Distribution, samples: int, reduce: Reduction) -> Tensor:
+        bits = components_of(q)
+        with torch.no_grad():
+            u = torch.rand((samples // 2, *bits.logits.shape), dtype=bits.logits.dtype, device=bits.logits.device)
+            p = bits.logits.sigmoid()
+            z = torch.cat([u > 1 - p, u < p]).to(p.dtype)
+        values = f(z)
+        with torch.no_grad():
+            above, below = values.chunk(2)
+            coefficient = (lift(above - below, bits.axes) * self.weight(u, p, *z.chunk(2))).mean(0)
+        return honest(reduce(values), total(coefficient * bits.logits, bits.axes))
+
+
+class ARM(_Paired):
     r"""Augment-REINFORCE-merge, for Bernoulli elements: an antithetic pair from one uniform number for each element.
 
     .. math:: \nabla_a E[f] = E_u[(f(1[u > \sigma(-a)]) - f(1[u < \sigma(a)]))\,(u - \tfrac12)]
@@ -33,36 +71,12 @@ class ARM(Gradient):
     """
 
     unbiased = True
-    requires = frozenset({"bernoulli"})
 
-    @property
-    def fewest_samples(self) -> int:
-        return 2
-
-    @property
-    def takes(self) -> str:
-        return "takes an even number of samples, antithetic pairs"
-
-    def usable(self, samples: int) -> int:
-        return max(2, samples + samples % 2)
-
-    def evaluations(self, samples: int, q: Distribution | None = None) -> int:
-        return samples
-
-    def estimate(self, f: Function, q: Distribution, samples: int, reduce: Reduction) -> Tensor:
-        bits = components_of(q)
-        with torch.no_grad():
-            u = torch.rand((samples // 2, *bits.logits.shape), dtype=bits.logits.dtype, device=bits.logits.device)
-            p = bits.logits.sigmoid()
-            z = torch.cat([u > 1 - p, u < p]).to(p.dtype)
-        values = f(z)
-        with torch.no_grad():
-            above, below = values.chunk(2)
-            coefficient = (lift(above - below, bits.axes) * (u - 0.5)).mean(0)
-        return honest(reduce(values), total(coefficient * bits.logits, bits.axes))
+    def weight(self, u: Tensor, p: Tensor, b: Tensor, other: Tensor) -> Tensor:
+        return u - 0.5
 
 
-class DisARM(Gradient):
+class DisARM(_Paired):
     r"""ARM with the uniform number integrated out, also known as U2G: the pair's bits are all that is left of it.
 
     .. math:: g_i = \tfrac12 (f(b) - f(\tilde b))\,(-1)^{\tilde b_i}\, 1[b_i \ne \tilde b_i]\, \sigma(|a_i|)
@@ -78,34 +92,9 @@ class DisARM(Gradient):
     """
 
     unbiased = True
-    requires = frozenset({"bernoulli"})
 
-    @property
-    def fewest_samples(self) -> int:
-        return 2
-
-    @property
-    def takes(self) -> str:
-        return "takes an even number of samples, antithetic pairs"
-
-    def usable(self, samples: int) -> int:
-        return max(2, samples + samples % 2)
-
-    def evaluations(self, samples: int, q: Distribution | None = None) -> int:
-        return samples
-
-    def estimate(self, f: Function, q: Distribution, samples: int, reduce: Reduction) -> Tensor:
-        bits = components_of(q)
-        with torch.no_grad():
-            u = torch.rand((samples // 2, *bits.logits.shape), dtype=bits.logits.dtype, device=bits.logits.device)
-            p = bits.logits.sigmoid()
-            z = torch.cat([u > 1 - p, u < p]).to(p.dtype)
-        values = f(z)
-        with torch.no_grad():
-            above, below = values.chunk(2)
-            b, other = z.chunk(2)
-            coefficient = (lift(above - below, bits.axes) * (b - other)).mean(0) * torch.maximum(p, 1 - p) / 2
-        return honest(reduce(values), total(coefficient * bits.logits, bits.axes))
+    def weight(self, u: Tensor, p: Tensor, b: Tensor, other: Tensor) -> Tensor:
+        return (b - other) * torch.maximum(p, 1 - p) / 2
 
 
 class ARMS(Gradient):

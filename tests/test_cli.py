@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from xhat.cli import main
 
 TINY = ("--epochs", "2", "--hidden", "8", "--latent", "2")
-COMMANDS = ("train", "evaluate", "sample", "encode", "decode", "reconstruct", "report")
+COMMANDS = ("train", "evaluate", "sample", "encode", "decode", "reconstruct", "report", "gradients")
 XHAT = (sys.executable, "-m", "xhat")
 Ran = Callable[..., str]
 

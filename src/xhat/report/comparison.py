@@ -97,5 +97,5 @@ def _cost(axes: Axes, rows: Sequence[Row], recommended: str | None) -> None:
         axis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("time of one estimate, µs")
     axes.set_ylabel("variance of one estimate (▼ none)" if len(positive) < len(rows) else "variance of one estimate")
-    title = "Variance against cost" + (f"; ringed: {recommended}, recommended" if recommended else "")
+    title = "Variance against cost" + (" (ringed: recommended)" if recommended else "")
     axes.set_title(title, loc="left", color=INK)

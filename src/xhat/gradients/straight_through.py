@@ -85,7 +85,20 @@ class Concrete(Path):
         return honest(reduce(values), total(rise * relaxed, law.axes).mean(0))
 
 
-class StraightThrough(Path):
+class _Straight(Path):
+    """A hard draw with the derivative of something smooth: what its relatives share is that f is taken at the draw, once."""
+
+    unbiased = False
+    requires = frozenset({"relaxable", "differentiable f"})
+
+    def evaluations(self, samples: int, q: Distribution | None = None) -> int:
+        return samples
+
+    def estimate(self, f: Function, q: Distribution, samples: int, reduce: Reduction) -> Tensor:
+        return reduce(followed(f, self.draw(q, samples)))
+
+
+class StraightThrough(_Straight):
     r"""A hard draw whose derivative is that of its mean, :math:`\nabla z := \nabla p`.
 
     Exact where f is linear in each element.
@@ -98,21 +111,12 @@ class StraightThrough(Path):
     torch.Size([4])
     """
 
-    unbiased = False
-    requires = frozenset({"relaxable", "differentiable f"})
-
-    def evaluations(self, samples: int, q: Distribution | None = None) -> int:
-        return samples
-
     def draw(self, q: Distribution, samples: int) -> Tensor:
         law = components_of(q)
         return _carried(law, law.sample(samples), law.probs())
 
-    def estimate(self, f: Function, q: Distribution, samples: int, reduce: Reduction) -> Tensor:
-        return reduce(followed(f, self.draw(q, samples)))
 
-
-class STGumbel(Path):
+class STGumbel(_Straight):
     r"""A hard draw whose derivative is that of the relaxed draw with the same noise.
 
     Args:
@@ -128,15 +132,9 @@ class STGumbel(Path):
     torch.Size([4])
     """
 
-    unbiased = False
-    requires = frozenset({"relaxable", "differentiable f"})
-
     def __init__(self, temperature: float = 1.0, final: float | None = None, epochs: float = 0.0) -> None:
         super().__init__()
         self.schedule = Temperature(temperature, final, epochs)
-
-    def evaluations(self, samples: int, q: Distribution | None = None) -> int:
-        return samples
 
     def at(self, epoch: float) -> None:
         self.schedule.at(epoch)
@@ -146,11 +144,8 @@ class STGumbel(Path):
         perturbed = law.logits + law.noise(samples)
         return _carried(law, law.harden(perturbed.detach()), law.soften(perturbed, self.schedule.now))
 
-    def estimate(self, f: Function, q: Distribution, samples: int, reduce: Reduction) -> Tensor:
-        return reduce(followed(f, self.draw(q, samples)))
 
-
-class GumbelRao(Path):
+class GumbelRao(_Straight):
     r"""Straight-through Gumbel-Softmax, averaged over the noise that gives the same hard draw: the same mean, less variance.
 
     Args:
@@ -167,17 +162,11 @@ class GumbelRao(Path):
     torch.Size([4])
     """
 
-    unbiased = False
-    requires = frozenset({"relaxable", "differentiable f"})
-
     def __init__(self, draws: int = 10, temperature: float = 1.0, final: float | None = None, epochs: float = 0.0) -> None:
         super().__init__()
         whole_number("draws", draws)
         self.draws = draws
         self.schedule = Temperature(temperature, final, epochs)
-
-    def evaluations(self, samples: int, q: Distribution | None = None) -> int:
-        return samples
 
     def at(self, epoch: float) -> None:
         self.schedule.at(epoch)
@@ -192,11 +181,8 @@ class GumbelRao(Path):
         soft = law.soften(moved, self.schedule.now).reshape(self.draws, *code.shape).mean(0)
         return _carried(law, code, soft)
 
-    def estimate(self, f: Function, q: Distribution, samples: int, reduce: Reduction) -> Tensor:
-        return reduce(followed(f, self.draw(q, samples)))
 
-
-class ReinMax(Path):
+class ReinMax(_Straight):
     r"""Straight-through of second order: the trapezoidal rule in place of the rectangle's, exact for quadratic f.
 
     .. math:: z := D + 2\,\mathrm{softmax}(\theta + [\ln \tfrac{D + p}{2} - \theta]) - \tfrac12 p
@@ -211,12 +197,6 @@ class ReinMax(Path):
     torch.Size([4])
     """
 
-    unbiased = False
-    requires = frozenset({"relaxable", "differentiable f"})
-
-    def evaluations(self, samples: int, q: Distribution | None = None) -> int:
-        return samples
-
     def draw(self, q: Distribution, samples: int) -> Tensor:
         law = components_of(q)
         code = law.sample(samples)
@@ -227,9 +207,6 @@ class ReinMax(Path):
         moved = torch.where(code > 0, (1 + p.detach()).log() - law.logits.detach(), 0.0) - HALF
         middle = (law.logits + moved).softmax(-1)
         return _carried(law, code, 2 * middle - p / 2)
-
-    def estimate(self, f: Function, q: Distribution, samples: int, reduce: Reduction) -> Tensor:
-        return reduce(followed(f, self.draw(q, samples)))
 
 
 def _carried(law: Components, code: Tensor, soft: Tensor) -> Tensor:

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from xhat.data import load_data
+from xhat.data.choices import Choices
 from xhat.data.raw import Raw
-from xhat.data.sources import Choices, read
+from xhat.data.sources import read
 from xhat.errors import XhatError
 
 

@@ -30,6 +30,7 @@ class DataOptions:
         nonfinite: "refuse" NaN and infinity, or "drop" their rows.
         array: which array of an npz file.
         labels: column or array of labels.
+        memory: "load" the data into memory, "stream" them from disk, or "auto": the former if they fit.
     """
 
     binarize: str | None = None
@@ -41,6 +42,7 @@ class DataOptions:
     nonfinite: str = "refuse"
     array: str | None = None
     labels: str | None = None
+    memory: str = "auto"
 
     def keywords(self) -> dict[str, Any]:
         """Keywords of ``xhat.load_data``."""
@@ -71,7 +73,8 @@ def described(source: str, seed: int, options: dict[str, Any], data: Data) -> di
         "source": str(path.resolve()) if source != DIGITS and path.exists() else source,
         "sha256": _fingerprint(source),
         "seed": seed,
-        "options": options,
+        # What "auto" came to here, so that the split is the same wherever the run goes on
+        "options": {**options, "memory": "stream" if data.streamed else "load"},
         "shape": list(data.shape),
         "kind": data.kind.name,
         "bytes": data.bytes,
@@ -138,7 +141,7 @@ def _fits_options(options: Any) -> bool:
     if not isinstance(options, dict) or not options.keys() <= DataOptions.__dataclass_fields__.keys():
         return False
     numbers = all(isinstance(options.get(name, 0.1), int | float) for name in ("valid", "test"))
-    words = all(isinstance(options.get(name), str | None) for name in ("binarize", "nonfinite", "array", "labels"))
+    words = all(isinstance(options.get(name), str | None) for name in ("binarize", "nonfinite", "array", "labels", "memory"))
     flags = all(isinstance(options.get(name), bool | None) for name in ("standardize", "drop_constant"))
     size = options.get("resize")
     return numbers and words and flags and (size is None or (_is_list(int)(size) and len(size) == 2))

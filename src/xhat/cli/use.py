@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xhat.cli.options import examples_for, run_data, run_folder, told_of
 from xhat.cli.output import check_ending, make_folder, read_codes, write
 from xhat.errors import CheckpointError, ConfigError, DataError
+from xhat.ranks import first
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from xhat.data import Examples, Scaling
+    from xhat.data import Corruption, Examples, Scaling
     from xhat.evaluation.evaluate import Evaluation
     from xhat.models.base import Model
     from xhat.training.folder import RunFolder
@@ -66,9 +68,9 @@ def evaluate(
         shift = _scaling(told["scaling"]).log_jacobian
         print(f"densities are of standardised values; add {shift:.4f} nats for the density in the data's own units")
     place = folder.path / "evaluation.json"
-    write_bytes(
-        place, (json.dumps({"data": data or split, "limit": limit, "seed": seed, **result.as_dict()}, indent=2) + "\n").encode()
-    )
+    held = {"data": data or split, "limit": limit, "seed": seed, **result.as_dict()}
+    if first():
+        write_bytes(place, (json.dumps(held, indent=2) + "\n").encode())
     print(f"written to {place}")
 
 
@@ -156,7 +158,12 @@ def encode(
     check_ending(place)
     examples, told = examples_for(folder, data, split)
     torch.manual_seed(seed)
-    codes = _mapped(model, examples, lambda x: model.encode(x, sample=draw))
+    encoded = _mapped(model, examples, lambda x: model.encode(x, sample=draw))
+    if not examples.resident and place.suffix == ".npy":
+        _write_by_rows(place, len(examples), encoded)
+        print(f"codes of {len(examples)} examples, {tuple(model.event_shape)} to {model.latent_shape}, written to {place}")
+        return
+    codes = torch.cat(list(encoded))
     arrays = {"codes": codes} if examples.labels is None else {"codes": codes, "labels": examples.labels}
     write(place, arrays, label_names=told.get("label_names"))
     print(f"codes of {len(codes)} examples, {tuple(model.event_shape)} to {tuple(codes.shape[1:])}, written to {place}")
@@ -241,6 +248,9 @@ def reconstruct(
     examples, _ = examples_for(folder, data, split)
     examples = _limited(examples, limit)
     torch.manual_seed(seed)
+    if not examples.resident and place.suffix == ".npy":
+        _reconstruct_by_rows(place, folder, model, examples, corruption, draw)
+        return
     x = examples.tensor()
     seen = x if corruption is None else corruption(x)
     back = torch.cat([model.reconstruct(block, sample=draw) for block in seen.split(CHUNK)])
@@ -331,15 +341,40 @@ def _place(out: Path | None, folder: RunFolder, model: Model, name: str) -> Path
     return out
 
 
-def _mapped(model: Model, examples: Examples, function: Any) -> Tensor:
-    import torch
-
-    blocks = []
+def _mapped(model: Model, examples: Examples, function: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
     for block in examples.batches(CHUNK):
         if tuple(block.shape[1:]) != model.event_shape:
             raise DataError(f"the data have examples of shape {tuple(block.shape[1:])}, but the model takes {model.event_shape}")
-        blocks.append(function(block))
-    return torch.cat(blocks)
+        yield function(block)
+
+
+def _write_by_rows(place: Path, count: int, blocks: Iterable[Tensor]) -> None:
+    """Write an npy file block by block: what is streamed may be larger than memory, and so may be what becomes of it."""
+    from xhat.data.npy_writer import write_rows
+
+    make_folder(place)
+    write_rows(place, count, blocks)
+
+
+def _reconstruct_by_rows(
+    place: Path, folder: RunFolder, model: Model, examples: Examples, corruption: Corruption | None, draw: bool
+) -> None:
+    from xhat.objectives.reconstruction import squared_error
+
+    told, errors = told_of(folder), {"back": 0.0, "seen": 0.0}
+
+    def restored(x: Tensor) -> Tensor:
+        seen = x if corruption is None else corruption(x)
+        back = model.reconstruct(seen, sample=draw)
+        errors["back"] += float(squared_error(back.cpu(), x).double().sum())
+        errors["seen"] += float(squared_error(seen, x).double().sum())
+        return _own_units(back, told)
+
+    count = len(examples)
+    _write_by_rows(place, count, _mapped(model, examples, restored))
+    print(f"{count} reconstructions written to {place}; mean squared error an example {errors['back'] / count:.4f}")
+    if corruption is not None:
+        print(f"the corrupted examples' own squared error to the clean ones is {errors['seen'] / count:.4f}")
 
 
 def _write_examples(place: Path, folder: RunFolder, arrays: dict[str, Tensor]) -> None:

@@ -1,33 +1,40 @@
-"""Examples: N of them in one tensor, fetched in whole batches as floats."""
+"""Examples: N of them in one tensor or on disk, fetched in whole batches as floats."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from xhat.data.feed import feed
+from xhat.data.memory import available_memory, fits
+from xhat.data.order import InOrder, Order
+from xhat.data.rows import AllRows, Listed, Stretch
+from xhat.data.storage import STORED, as_storage, check_finite, check_size, too_flat
+from xhat.data.streamed import Check, Streamed
+from xhat.data.streams import Stream
 from xhat.errors import ConfigError, DataError
 
-STORED = (torch.uint8, torch.float32, torch.float64)
-_EXACT_IN_FLOAT32 = 2**24
 _CHUNK = 4096  # examples drawn at once: a whole data set as float32 would be four times its bytes
 
 
 class Examples:
-    """N examples held as one tensor, with a label each if there are any.
+    """N examples held as one tensor, or left on disk, with a label each if there are any.
 
     Args:
-        storage: ``(N, *event)``, uint8, float32 or float64; shared with the caller, not copied.
+        storage: ``(N, *event)``, uint8, float32 or float64; shared with the caller, not copied. Or a stream of such rows, which
+            are then read when they are fetched.
         labels: ``(N,)``, whole numbers, or None.
         scale: divide by 255 when a batch is fetched, so that bytes stay bytes in memory (uint8 storage only).
         binarize: ``"dynamic"`` makes every fetch draw Bernoulli(value) anew from torch's global generator.
 
     Raises:
         DataError: storage of another dtype, without examples or without an event axis; labels of another length;
-            ``binarize`` on values outside [0, 1].
+            ``binarize`` on values outside [0, 1] (of a stream, when they are fetched).
         ConfigError: ``binarize`` is another word, or ``scale`` is asked of floats.
 
     >>> x = Examples(torch.tensor([[0, 255], [51, 102]], dtype=torch.uint8), scale=True)
@@ -40,14 +47,22 @@ class Examples:
     """
 
     def __init__(
-        self, storage: Tensor, labels: Tensor | None = None, *, scale: bool = False, binarize: str | None = None
+        self,
+        storage: Tensor | Stream | Streamed,
+        labels: Tensor | None = None,
+        *,
+        scale: bool = False,
+        binarize: str | None = None,
     ) -> None:
         if storage.dtype not in STORED:
             raise DataError(f"examples must be stored as uint8, float32 or float64, not {storage.dtype}: as_examples(x) converts")
-        if storage.dim() < 2:
-            raise _too_flat("the storage", tuple(storage.shape))
-        if storage.numel() == 0:
-            raise DataError(f"the storage holds no examples, its shape is {tuple(storage.shape)}: give at least one")
+        if isinstance(storage, Tensor):
+            if storage.dim() < 2:
+                raise too_flat("the storage", tuple(storage.shape))
+            if storage.numel() == 0:
+                raise DataError(f"the storage holds no examples, its shape is {tuple(storage.shape)}: give at least one")
+        elif len(storage) == 0:
+            raise DataError("the stream holds no examples: give at least one")
         if scale and storage.dtype != torch.uint8:
             raise ConfigError(f"scale=True divides bytes by 255, the storage is {storage.dtype}: leave scale out")
         if labels is not None and tuple(labels.shape) != (len(storage),):
@@ -60,32 +75,91 @@ class Examples:
                 f"binarize must be None or 'dynamic' for examples in memory, not {binarize!r}: "
                 "load_data(...) also knows 'static' and 'threshold'"
             )
-        self.storage = storage.detach()
         self.labels = None if labels is None else labels.detach().to(torch.int64)
-        self.scale = scale
         self.binarize = binarize
+        self.streamed: Streamed | None = None
+        if isinstance(storage, Tensor):
+            self._storage, self.scale = storage.detach(), scale
+            if binarize is not None:
+                check_unit_range(self)
+            return
+        if isinstance(storage, Stream):
+            storage = Streamed(storage, AllRows(storage.bounds), storage.shape, scale=scale)
         if binarize is not None:
-            check_unit_range(self)
+            storage = dataclasses.replace(storage, unit=True)
+        self.streamed, self.scale = storage, storage.scale
+
+    @property
+    def resident(self) -> bool:
+        """Whether all examples are in memory; else they are streamed."""
+        return self.streamed is None
+
+    @property
+    def storage(self) -> Tensor:
+        """The tensor that holds the examples.
+
+        Raises:
+            DataError: they are streamed.
+        """
+        if self.streamed is not None:
+            raise DataError(
+                f"the examples of {self.streamed.stream.name} are streamed and in no tensor: take batches (x.batches(size), "
+                "x[indices]), or load them with memory='load' (--memory load)"
+            )
+        return self._storage
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the stored examples take in memory, or of streamed ones would take."""
+        return self._storage.nbytes if self.streamed is None else len(self) * self.streamed.stream.row_bytes
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches come from."""
+        return torch.device("cpu") if self.streamed is not None else self._storage.device
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The event shape, without N."""
-        return tuple(self.storage.shape[1:])
+        return tuple(self._storage.shape[1:]) if self.streamed is None else self.streamed.shape
 
     def __len__(self) -> int:
-        return len(self.storage)
+        return len(self._storage) if self.streamed is None else len(self.streamed)
 
     def __getitem__(self, index: Any) -> Tensor:
-        """A float32 batch ``(n, *event)``; for an int, one example ``(*event)``."""
-        values = self._grey(index)
+        """A float32 batch ``(n, *event)``; for an int, one example ``(*event)``.
+
+        Raises:
+            DataError: streamed examples that are damaged, not finite, or more than fit in memory.
+        """
+        values = self._grey(index) if self.streamed is None else self._fetched(self.streamed, index)
         return values if self.binarize is None else torch.bernoulli(values)
 
     def _grey(self, index: Any) -> Tensor:
-        values = self.storage[_as_index(index)].to(torch.float32)
+        values = self._storage[_as_index(index)].to(torch.float32)
         return values / 255 if self.scale else values
 
+    def _fetched(self, streamed: Streamed, index: Any) -> Tensor:
+        if isinstance(index, int | np.integer):
+            return streamed.fetch(_positions(int(index), len(self)))[0]
+        positions = _positions(index, len(self))
+        wanted = streamed.bytes() // len(self) * len(positions)
+        if len(positions) > _CHUNK and not fits(wanted):
+            raise DataError(
+                f"{len(positions)} examples of {streamed.stream.name} are {wanted / 2**30:.3g} GiB as one tensor, and "
+                f"{available_memory() / 2**30:.3g} GiB of memory are free: take them in batches (x.batches(size)), or fewer"
+            )
+        result = torch.empty(len(positions), *self.shape)
+        for chunk, place in zip(result.split(_CHUNK), range(0, len(positions), _CHUNK), strict=False):
+            streamed.fetch(positions[place : place + _CHUNK], chunk)
+        return result
+
     def tensor(self) -> Tensor:
-        """All examples as one float32 tensor ``(N, *event)``."""
+        """All examples as one float32 tensor ``(N, *event)``.
+
+        Raises:
+            DataError: streamed examples that are more than fit in memory.
+        """
         return self[:]
 
     def batches(self, size: int) -> Iterator[Tensor]:
@@ -99,10 +173,48 @@ class Examples:
         """
         if size < 1:
             raise ConfigError(f"the batch size must be at least 1, not {size}: give a positive whole number")
-        return (self[start : start + size] for start in range(0, len(self), size))
+        bounds = ((start, min(start + size, len(self))) for start in range(0, len(self), size))
+        if self.streamed is not None:
+            return self.feed(InOrder(len(self)), bounds)
+        return (self[start:stop] for start, stop in bounds)
+
+    def order(self, seed: int) -> Tensor | Order:
+        """A shuffled order of the examples, a function of the seed: ``order[start:stop]`` are the int64 indices of a stretch.
+
+        In memory it is ``torch.randperm``; of a stream it is computed where it is asked, see
+        :class:`~xhat.data.order.Windows`.
+        """
+        if self.streamed is not None:
+            return self.streamed.order(seed)
+        return torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+
+    def feed(self, order: Tensor | Order, bounds: Iterable[tuple[int, int]], pin: bool = False) -> Iterator[Tensor]:
+        """Float32 batches ``(n, *event)``, one for each stretch ``(start, stop)`` of an order.
+
+        A stream is read ahead by threads; what is random is drawn by the caller's thread, batch by batch. To leave the iterator
+        stops the threads.
+
+        Args:
+            order: of :meth:`order`, or a tensor of indices.
+            bounds: the stretches; of a stream, they are taken some batches ahead.
+            pin: put streamed batches into page-locked memory, where there is a GPU to fetch them.
+
+        >>> x = as_examples(torch.arange(6.0).reshape(3, 2))
+        >>> [len(batch) for batch in x.feed(x.order(seed=0), [(0, 2), (2, 3)])]
+        [2, 1]
+        """
+        if self.streamed is None:
+            return (self[order[start:stop]] for start, stop in bounds)
+        if isinstance(order, Tensor):
+            # A list of indices is another set of examples, gone through in order
+            listed = dataclasses.replace(self.streamed, rows=Listed(self.streamed.rows, _positions(order, len(self))))
+            batches = feed(listed, InOrder(len(listed)), bounds, pin)
+        else:
+            batches = feed(self.streamed, order, bounds, pin)
+        return batches if self.binarize is None else _drawn_one_by_one(batches, pin and torch.cuda.is_available())
 
     def subset(self, indices: Any) -> Examples:
-        """The examples at ``indices`` (slice, list, array or int64 tensor), with their labels.
+        """The examples at ``indices`` (slice, list, array or int64 tensor), with their labels. Of a stream no row is read.
 
         Raises:
             DataError: no index is given.
@@ -111,10 +223,19 @@ class Examples:
         if isinstance(index, int):
             index = slice(index, index + 1 or None)
         labels = None if self.labels is None else self.labels[index]
+        if self.streamed is not None:
+            start, stop, step = index.indices(len(self)) if isinstance(index, slice) else (0, 0, 0)
+            if step == 1 and stop > start:
+                rows: Stretch | Listed = Stretch(self.streamed.rows, start, stop)
+            else:
+                rows = Listed(self.streamed.rows, _positions(index, len(self)))
+            return Examples(dataclasses.replace(self.streamed, rows=rows), labels, binarize=self.binarize)
         return Examples(self.storage[index], labels, scale=self.scale, binarize=self.binarize)
 
     def fixed(self, seed: int) -> Examples:
         """The same examples with dynamic binarisation replaced by one draw, a pure function of ``seed``.
+
+        Of a stream each example is drawn when it is fetched, as a pure function of the seed and its row.
 
         >>> x = Examples(torch.full((4, 3), 0.5), binarize="dynamic")
         >>> torch.equal(x.fixed(0).tensor(), x.fixed(0).tensor())
@@ -122,8 +243,28 @@ class Examples:
         """
         return self if self.binarize is None else drawn(self, seed)
 
+    def checked(self, check: Check, where: str = "x") -> Examples:
+        """The same examples, of which ``check(batch, where, first)`` is asked: now, or of a stream whenever they are fetched.
+
+        Args:
+            check: raises what is wrong with a batch, whose first example is called ``first``: ``model.check``, say.
+            where: what messages call examples in memory; those of a stream are called by their file and row.
+        """
+        if self.streamed is None:
+            for first in range(0, len(self), _CHUNK):
+                check(self[first : first + _CHUNK], where, first)
+            return self
+        if self.binarize is None:
+            return Examples(dataclasses.replace(self.streamed, check=check), self.labels)
+        # What is drawn is 0 or 1, whatever the rows hold
+        for value in (0.0, 1.0):
+            check(torch.full((1, *self.shape), value), where, 0)
+        return self
+
     def to(self, device: torch.device | str) -> Examples:
-        """The same examples, stored on another device: batches then come from there."""
+        """The same examples, stored on another device: batches then come from there. A stream stays where it is."""
+        if self.streamed is not None:
+            return self
         labels = None if self.labels is None else self.labels.to(device)
         return Examples(self.storage.to(device), labels, scale=self.scale, binarize=self.binarize)
 
@@ -133,12 +274,16 @@ class Examples:
     def __repr__(self) -> str:
         options = ("scaled by 1/255",) * self.scale + (f"binarize={self.binarize}",) * (self.binarize is not None)
         labelled = ("labelled",) * (self.labels is not None)
-        words = (f"{len(self)} of shape {self.shape}", str(self.storage.dtype).removeprefix("torch."))
+        kind = self._storage.dtype if self.streamed is None else self.streamed.dtype
+        words: tuple[str, ...] = (f"{len(self)} of shape {self.shape}", str(kind).removeprefix("torch."))
+        words += ("streamed",) * (self.streamed is not None)
         return f"Examples({', '.join(words + options + labelled)})"
 
 
 def drawn(examples: Examples, seed: int) -> Examples:
-    """One Bernoulli draw of every value, stored as bytes 0 and 1; a pure function of the values and ``seed``."""
+    """One Bernoulli draw of every value, a pure function of the values and ``seed``; stored as bytes 0 and 1, if in memory."""
+    if examples.streamed is not None:
+        return Examples(dataclasses.replace(examples.streamed, seed=seed, unit=True), examples.labels)
     check_unit_range(examples)
     generator = torch.Generator().manual_seed(seed)
     result = torch.empty(examples.storage.shape, dtype=torch.uint8)
@@ -161,7 +306,8 @@ def check_unit_range(examples: Examples) -> None:
 
 
 def as_examples(x: Any, where: str = "x") -> Examples:
-    """Examples from whatever holds numbers: a tensor, an array, a nested list, or Examples (returned as they are).
+    """Examples from whatever holds numbers: a tensor, an array, a nested list, Examples (returned as they are),
+    or a stream.
 
     The first axis counts the examples. Bytes that reach above 1 are grey levels and are divided by 255 when fetched;
     other whole numbers are kept as they are, as floats. Memory is shared where the dtype allows it.
@@ -182,6 +328,8 @@ def as_examples(x: Any, where: str = "x") -> Examples:
     """
     if isinstance(x, Examples):
         return x
+    if isinstance(x, Stream):
+        return Examples(x, scale=x.dtype == torch.uint8 and int(x.read(torch.arange(min(len(x), _CHUNK))).max()) > 1)
     storage = as_storage(x, where)
     check_size(storage, where)
     check_finite(storage, where)
@@ -189,95 +337,29 @@ def as_examples(x: Any, where: str = "x") -> Examples:
     return Examples(storage, scale=scale)
 
 
-def as_storage(x: Any, where: str) -> Tensor:
-    """``x`` as a uint8, float32 or float64 tensor of the same values, sharing memory where it can."""
-    tensor: Tensor = (x if isinstance(x, Tensor) else _from_numpy(x, where)).detach()
-    if tensor.is_complex():
-        raise DataError(f"{where} holds complex numbers, must hold real ones: stack x.real and x.imag on an event axis")
-    if tensor.dtype in STORED:
-        return tensor
-    if tensor.dtype == torch.bool:
-        return tensor.to(torch.uint8)
-    if tensor.is_floating_point():
-        return tensor.to(torch.float32)
-    # float32 is exact up to 2**24; beyond it (time stamps) float64 keeps the digits until the data are standardised
-    large = tensor.numel() > 0 and int(tensor.abs().max()) > _EXACT_IN_FLOAT32
-    return tensor.to(torch.float64 if large else torch.float32)
-
-
-def _from_numpy(x: Any, where: str) -> Tensor:
+def _drawn_one_by_one(batches: Iterator[Tensor], pin: bool) -> Iterator[Tensor]:
     try:
-        array = np.asarray(x)
-    except ValueError as error:
-        raise DataError(f"{where} is no rectangular array of numbers ({error}): make all rows equally long") from error
-    if array.dtype.kind not in "biufc":
-        raise DataError(f"{where} has dtype {array.dtype}, must hold numbers: convert it with numpy.asarray(x, dtype=float)")
-    if array.dtype.kind == "c":
-        array = array.astype(np.complex128)
-    elif array.dtype.kind == "f" and array.dtype.itemsize not in (4, 8):
-        array = array.astype(np.float64 if array.dtype.itemsize > 8 else np.float32)
-    elif array.dtype.kind == "u" and array.dtype.itemsize > 1:
-        array = array.astype(np.float64 if array.dtype.itemsize == 8 else np.int64)  # torch's own unsigned lack max
-    native = array.astype(array.dtype.newbyteorder("="), copy=False)
-    # torch cannot share memory that is read-only or runs backwards
-    shareable = native.flags.writeable and all(stride >= 0 for stride in native.strides)
-    return torch.from_numpy(native if shareable else native.copy())
+        for batch in batches:
+            yield torch.bernoulli(batch, out=torch.empty_like(batch, pin_memory=pin))
+    finally:
+        if isinstance(batches, Generator):
+            batches.close()
 
 
-def check_size(storage: Tensor, where: str) -> None:
-    """Refuse what has no examples, or no event axis."""
-    shape = tuple(storage.shape)
-    if len(shape) < 2:
-        raise _too_flat(where, shape)
-    if storage.numel() == 0:
-        raise DataError(f"{where} holds no examples, its shape is {shape}: give at least one example with one value")
-
-
-def _too_flat(where: str, shape: tuple[int, ...]) -> DataError:
-    if not shape:
-        return DataError(f"{where} is a single number, must have shape (N, *event): give an array of examples")
-    if shape == (0,):
-        return DataError(f"{where} holds no examples: give an array of shape (N, *event)")
-    return DataError(
-        f"{where} has 1 axis of length {shape[0]}, must have shape (N, *event): "
-        "reshape to (N, 1) with x.reshape(-1, 1), or to (1, D) if it is one example"
-    )
-
-
-def check_finite(storage: Tensor, where: str, rows: Any = None, places: Sequence[str] | None = None) -> None:
-    """Refuse NaN and infinity, and what float32 cannot hold.
-
-    Args:
-        storage: ``(N, *event)``.
-        where: what messages call it.
-        rows: for messages, the rows of a table in its file.
-        places: for messages, what its columns are called.
-
-    Raises:
-        DataError: names the first bad entry.
-    """
-    position = first_nonfinite(storage)
-    if position is None:
-        return
-    value = float(storage[position])
-    index = ", ".join(map(str, position))
-    place = f"row {position[0]}, column {position[1]}" if len(position) == 2 else f"index ({index})"
-    wrong = f"{value:g}" if not np.isfinite(value) else f"{value:g}, too large for float32,"
-    if rows is not None and places is not None:
-        raise DataError(f"{where} holds {wrong} at row {rows[position[0]]}, {places[position[1]]}, must be finite: fill it")
-    raise DataError(f"{where} holds {wrong} at {place} (x[{index}], counted from 0), must be finite: remove or fill that row")
-
-
-def first_nonfinite(storage: Tensor) -> tuple[int, ...] | None:
-    """Where the first entry stands that is not finite as float32, or None."""
-    if storage.dtype == torch.uint8 or storage.numel() == 0:
-        return None
-    limit = torch.finfo(torch.float32).max
-    low, high = torch.aminmax(storage)  # NaN propagates: one pass, no copy, for the usual case that all is well
-    if low >= -limit and high <= limit:
-        return None
-    bad = ~(storage.abs() <= limit)
-    return tuple(int(axis) for axis in np.unravel_index(int(bad.flatten().to(torch.uint8).argmax()), storage.shape))
+def _positions(index: Any, count: int) -> np.ndarray:
+    """An index as positions from 0, int64 ``(n,)``."""
+    index = _as_index(index)
+    if isinstance(index, slice):
+        return np.arange(*index.indices(count), dtype=np.int64)
+    positions = np.atleast_1d(np.asarray(index.cpu() if isinstance(index, Tensor) else index))
+    if positions.dtype == bool:
+        if len(positions) != count:
+            raise IndexError(f"a mask of {len(positions)} does not fit {count} examples")
+        return np.flatnonzero(positions)
+    positions = positions.astype(np.int64)
+    if len(positions) and not (-count <= positions.min() and positions.max() < count):
+        raise IndexError(f"an index from {positions.min()} to {positions.max()} is out of range for {count} examples")
+    return np.where(positions < 0, positions + count, positions)
 
 
 def _as_index(index: Any) -> Any:

@@ -36,15 +36,15 @@ def read_images(folder: Path, resize: tuple[int, int] | None = None) -> Raw:
     paths = image_paths(folder)
     if not paths:
         raise DataError(f"{folder} holds no images: put files in it that end in {', '.join(IMAGE_ENDINGS)}")
-    groups = _by_split(folder, paths)
+    groups = by_split(folder, paths)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # Pillow's, about damage that it goes on to repair or to raise
-        images = {split: [_decode(path, resize) for path in group] for split, group in groups.items()}
+        images = {split: [decode(path, resize) for path in group] for split, group in groups.items()}
     _check_sizes(groups, images)
     colour = any(image.ndim == 3 for group in images.values() for image in group)
-    chosen: dict[str, Any] = {split: _stack(group, colour) for split, group in images.items()}
+    chosen: dict[str, Any] = {split: stack(group, colour) for split, group in images.items()}
     for split, group in groups.items():
-        chosen[f"{split}_labels"] = _labels(folder, group, depth=int(len(groups) > 1))
+        chosen[f"{split}_labels"] = labels_of(folder, group, depth=int(len(groups) > 1))
     return Raw(**chosen)
 
 
@@ -69,7 +69,7 @@ def _name_at(folder: Path, path: Path, depth: int) -> str:
     return folders[depth] if len(folders) > depth else ""
 
 
-def _by_split(folder: Path, paths: list[Path]) -> dict[str, list[Path]]:
+def by_split(folder: Path, paths: list[Path]) -> dict[str, list[Path]]:
     """The images of each split, if every one lies below a folder called after a split and train is among them."""
     split_of = {alias: split for split, aliases in SPLITS.items() for alias in aliases}
     groups: dict[str, list[Path]] = {}
@@ -78,12 +78,13 @@ def _by_split(folder: Path, paths: list[Path]) -> dict[str, list[Path]]:
     return groups if "train" in groups and "" not in groups and len(groups) > 1 else {"train": paths}
 
 
-def _labels(folder: Path, paths: list[Path], depth: int) -> np.ndarray | None:
+def labels_of(folder: Path, paths: list[Path], depth: int) -> np.ndarray | None:
+    """The names of the sub-folders so many levels down, as text, if every image lies in one."""
     names = [_name_at(folder, path, depth) for path in paths]
     return np.array(names) if all(names) else None
 
 
-def _decode(path: Path, resize: tuple[int, int] | None) -> np.ndarray:
+def decode(path: Path, resize: tuple[int, int] | None) -> np.ndarray:
     """One image as bytes, ``(H, W)`` if it is grey and ``(H, W, 3)`` if it is in colour."""
     try:
         from PIL import Image
@@ -117,18 +118,28 @@ def _eight_bits(image: Image, path: Path) -> Image:
     return image.convert("RGB")
 
 
+def check_size(path: Path, image: np.ndarray, height: int, width: int) -> None:
+    """Refuse an image of another size than the first.
+
+    Raises:
+        DataError: says which, and how all are brought to one size.
+    """
+    if image.shape[:2] != (height, width):
+        raise DataError(
+            f"{path} is {image.shape[0]}x{image.shape[1]} pixels, the first image is {height}x{width}, and all "
+            f"must be of one size: resize=({height}, {width}) (--resize {height}x{width}) brings them to it"
+        )
+
+
 def _check_sizes(groups: dict[str, list[Path]], images: dict[str, list[np.ndarray]]) -> None:
     decoded = [(path, image) for split in groups for path, image in zip(groups[split], images[split], strict=True)]
     height, width = decoded[0][1].shape[:2]
     for path, image in decoded:
-        if image.shape[:2] != (height, width):
-            raise DataError(
-                f"{path} is {image.shape[0]}x{image.shape[1]} pixels, the first image is {height}x{width}, and all "
-                f"must be of one size: resize=({height}, {width}) (--resize {height}x{width}) brings them to it"
-            )
+        check_size(path, image, height, width)
 
 
-def _stack(images: list[np.ndarray], colour: bool) -> np.ndarray:
+def stack(images: list[np.ndarray], colour: bool) -> np.ndarray:
+    """Decoded images of one size as one array, ``(N, 1 or 3, H, W)``."""
     height, width = images[0].shape[:2]
     result = np.empty((len(images), 3 if colour else 1, height, width), np.uint8)
     for row, image in zip(result, images, strict=True):

@@ -8,17 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xhat.data.examples import Examples, as_storage, check_size, check_unit_range, drawn, first_nonfinite
+from xhat.data.choices import Choices
+from xhat.data.examples import Examples, check_unit_range, drawn
 from xhat.data.kinds import Kind, kind_of
+from xhat.data.load_streamed import finished, sampled, spread
+from xhat.data.memory import available_memory, fits
+from xhat.data.opened import STREAMABLE, Opened, is_small, open_streams
 from xhat.data.raw import Raw, as_events
 from xhat.data.scaling import Scaling, column_list, constant_columns, refuse_constant, scaling_of
-from xhat.data.sources import Choices, read
+from xhat.data.sources import read
 from xhat.data.splits import check_share, label_codes, seed_for, split
+from xhat.data.storage import as_storage, check_size, first_nonfinite
+from xhat.data.streams import Stream
 from xhat.errors import ConfigError, DataError
 
 SPLITS = ("train", "valid", "test")
 BINARIZE = (None, "static", "dynamic", "threshold")
 NONFINITE = ("refuse", "drop")
+MEMORY = ("auto", "load", "stream")
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,11 @@ class Data:
     notes: tuple[str, ...] = ()
     bytes: bool = False
     kept: tuple[int, ...] | None = None
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the examples stay on disk and are read when they are fetched."""
+        return not self.train.resident
 
     def describe(self) -> str:
         """Two or three lines for the command line: how many, of what shape and kind, and what suits them.
@@ -77,8 +89,13 @@ def load_data(
     nonfinite: str = "refuse",
     array: str | None = None,
     labels: Any = None,
+    memory: str = "auto",
 ) -> Data:
     """Read a source, check it, split it.
+
+    What would take more than a quarter of the memory that is free stays on disk, where the format allows it, and is read as it is
+    fetched. Its split is another than in memory, though as much a function of the seed: name ``memory`` where it must be one and
+    the same on every machine.
 
     Args:
         source: ``"digits"``, the path of a file or a folder, or an array ``(N, *event)``.
@@ -94,6 +111,8 @@ def load_data(
         nonfinite: ``"refuse"`` NaN and infinity, or ``"drop"`` the rows that hold them.
         array: which array of an .npz file to use.
         labels: the column or array of labels by name (or position, from 0); for an array in memory the labels.
+        memory: ``"load"`` the source into memory, ``"stream"`` it from disk (.npy and .parquet files, folders of such files,
+            folders of images), or ``"auto"``: the former if it fits.
 
     Raises:
         DataError: the source cannot be read, or its values cannot be used as asked; says where, and the remedy.
@@ -111,7 +130,12 @@ def load_data(
     _check_word("nonfinite", nonfinite, NONFINITE)
     if binarize and standardize:
         raise ConfigError("binarize makes 0 and 1 of the values and standardize real numbers: choose one of them")
-    name, raw = read(source, Choices(resize, array, labels))
+    _check_word("memory", memory, MEMORY)
+    choices = Choices(resize, array, labels)
+    opened = opened_for(source, choices, memory)
+    if opened is not None:
+        return _streamed(opened, seed, valid, test, binarize, standardize, drop_constant, nonfinite)
+    name, raw = read(source, choices)
     parts = _storages(name, raw)
     notes: list[str] = []
     codes, label_names = label_codes(raw.labels, [0 if part is None else len(part) for part in parts])
@@ -138,6 +162,69 @@ def load_data(
         notes.append("standardised with the mean and standard deviation of the training examples")
     shape = splits[0].shape
     return Data(name, splits[0], splits[1], splits[2], shape, kind, scaling, label_names, columns, tuple(notes), scale, kept)
+
+
+def opened_for(source: Any, choices: Choices, memory: str) -> Opened | None:
+    """The source's streams, if it is to be streamed; else None.
+
+    Raises:
+        ConfigError: it is to be, and cannot be.
+    """
+    if memory == "load" or (memory == "auto" and is_small(source)):
+        return None
+    opened = open_streams(source, choices)
+    if opened is None and memory == "stream":
+        raise ConfigError(f"{source!r} cannot be streamed, but {STREAMABLE} can: leave memory='stream' (--memory stream) out")
+    if opened is not None and memory == "auto" and fits(opened.bytes) and not isinstance(source, Stream):
+        return None
+    return opened
+
+
+def _streamed(
+    opened: Opened,
+    seed: int,
+    valid: float | int,
+    test: float | int,
+    binarize: str | None,
+    standardize: bool | None,
+    drop_constant: bool,
+    nonfinite: str,
+) -> Data:
+    """The data of streams: as of arrays, but for what is learnt of the values, which may be of a sample."""
+    if nonfinite == "drop":
+        raise ConfigError(
+            "nonfinite='drop' would have to look at every value before training, and streamed data are read as they are needed: "
+            "remove such rows from the source, or load it (memory='load', --memory load)"
+        )
+    parts, codes, label_names = spread(opened, valid, test, seed)
+    sample, complete = sampled(parts[0], seed)
+    notes = [f"streamed from disk: {opened.bytes / 2**30:.3g} GiB, with {available_memory() / 2**30:.3g} GiB of memory free"]
+    notes += opened.notes
+    if not complete:
+        notes.append(f"kind and range are those of {len(sample)} of the training examples")
+    columns, kept = opened.columns, None
+    if drop_constant:
+        (sample,), columns, kept = _varying([sample], columns, notes)
+    scale = are_bytes([sample])
+    held = Examples(sample, scale=scale)
+    if scale:
+        notes.append("bytes are divided by 255")
+    if binarize is not None:
+        held = binarized(held, binarize, seed, "train")
+        notes.append(f"binarised ({binarize})")
+    kind, scaling = kind_of(held), None
+    table = len(held.shape) == 1
+    if table and kind.name == "real":
+        refuse_constant(held.storage, columns)
+    if standardize or (standardize is None and table and kind.name == "real"):
+        scaling = scaling_of(held.storage if not scale else held.tensor(), columns)
+        kind = kind_of(_standardized(held, scaling))
+        whose = "the" if complete else "these"
+        notes.append(f"standardised with the mean and standard deviation of {whose} training examples")
+    prepared = {"scale": scale, "columns": kept, "scaling": scaling, "shape": held.shape}
+    own, watched, tested = finished(parts, codes, binarize, seed, **prepared)
+    about = (held.shape, kind, scaling, label_names, columns, tuple(notes), scale, kept)
+    return Data(opened.name, own, watched, tested, *about)
 
 
 def _check_word(name: str, word: Any, known: tuple[Any, ...]) -> None:

@@ -6,32 +6,27 @@ import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from xhat.data.arrays import read_npy, read_npz
-from xhat.data.examples import Examples, as_storage
+from xhat.data.choices import Choices, refuse_others
+from xhat.data.examples import Examples
 from xhat.data.idx import IDX_NAME, mnist_files, read_idx, read_mnist_folder
 from xhat.data.images import IMAGE_ENDINGS, image_paths, read_images
+from xhat.data.opened import read_shards, shard_paths
 from xhat.data.raw import Raw, reading, refuse_empty
+from xhat.data.storage import as_storage
 from xhat.data.tables import read_csv, read_parquet
 from xhat.errors import ConfigError, DataError
 
 UNDERSTOOD = (
     "understood are the word digits, files .npy, .npz, .idx, -ubyte (also .gz), .csv, .tsv and .parquet, "
-    "a folder of images, and a folder with the MNIST files"
+    "a folder of images, of .npy or of .parquet files, and a folder with the MNIST files"
 )
 _DIGITS = "datasets/data/digits.csv.gz"
-
-
-class Choices(NamedTuple):
-    """Options that say which part of a source is meant; each has a meaning for some formats only."""
-
-    resize: tuple[int, int] | None = None
-    array: str | None = None
-    labels: Any = None
 
 
 def read(source: Any, choices: Choices | None = None) -> tuple[str, Raw]:
@@ -43,7 +38,7 @@ def read(source: Any, choices: Choices | None = None) -> tuple[str, Raw]:
     """
     choices = choices or Choices()
     if isinstance(source, str) and source == "digits":
-        _refuse_others(choices, "the digits")
+        refuse_others(choices, "the digits")
         return "digits", read_digits()
     if isinstance(source, str | os.PathLike):
         if source == "":  # Path would take it for the working folder
@@ -78,16 +73,16 @@ def _read_path(path: Path, choices: Choices) -> Raw:
         return _read_folder(path, choices)
     ending = path.suffix.lower()
     if ending == ".npz":
-        _refuse_others(choices, path, "array", "labels")
+        refuse_others(choices, path, "array", "labels")
         if choices.labels is not None and not isinstance(choices.labels, str):
             raise ConfigError(f"{path} has named arrays, labels must be one of the names, not {choices.labels!r}: name it")
         return read_npz(path, choices.array, choices.labels)
     if ending in _TABLES:
-        _refuse_others(choices, path, "labels")
+        refuse_others(choices, path, "labels")
         if choices.labels is not None and not isinstance(choices.labels, str | int):
             raise ConfigError(f"{path} is a table, labels must be a column's name or position: give one of these")
         return _TABLES[ending](path, choices.labels)
-    _refuse_others(choices, path)
+    refuse_others(choices, path)
     if ending == ".npy":
         return read_npy(path)
     if IDX_NAME.search(path.name):
@@ -110,13 +105,18 @@ def _read_folder(path: Path, choices: Choices) -> Raw:
     with reading(path, "folder"):
         files = mnist_files(path)
     if files:
-        _refuse_others(choices, path)
+        refuse_others(choices, path)
         return read_mnist_folder(files)
+    shards = shard_paths(path)
+    if shards:
+        tables = shards[0].suffix.lower() in _TABLES
+        refuse_others(choices, path, *("labels",) * tables)
+        return read_shards(path, shards, choices.labels)
     if not image_paths(path):
         raise DataError(
             f"the folder {path} holds neither images nor the MNIST files (train-images-idx3-ubyte, ...): {UNDERSTOOD}"
         )
-    _refuse_others(choices, path, "resize")
+    refuse_others(choices, path, "resize")
     return read_images(path, choices.resize)
 
 
@@ -131,11 +131,11 @@ def files_of(source: str | os.PathLike[str]) -> list[Path]:
         if not path.is_dir():
             return [path] if path.is_file() else []
         files = mnist_files(path)
-        return [files[name] for name in sorted(files)] or image_paths(path)
+        return [files[name] for name in sorted(files)] or shard_paths(path) or image_paths(path)
 
 
 def _read_array(source: Any, choices: Choices) -> Raw:
-    _refuse_others(choices, "an array in memory", "labels")
+    refuse_others(choices, "an array in memory", "labels")
     if isinstance(source, Examples):
         # the grey values, also where batches are drawn from them
         values = Examples(source.storage, scale=True).tensor() if source.scale else source.storage
@@ -147,14 +147,3 @@ def _read_array(source: Any, choices: Choices) -> Raw:
     if isinstance(labels, Tensor):
         labels = labels.cpu()
     return Raw(values.cpu().numpy(), train_labels=None if labels is None else np.asarray(labels))
-
-
-def _refuse_others(choices: Choices, source: Any, *known: str) -> None:
-    for name, value in choices._asdict().items():
-        if value is not None and name not in known:
-            meant = {
-                "resize": "folders of images",
-                "array": ".npz files",
-                "labels": "tables, .npz files and arrays",
-            }
-            raise ConfigError(f"{name}= is an option for {meant[name]}, not for {source}: leave it out")

@@ -43,6 +43,17 @@ def split(count: int, valid: float | int, test: float | int, seed: int, name: st
     >>> [len(part) for part in split(10, 0.1, 3, seed=0, name="x")]
     [6, 1, 3]
     """
+    sizes = part_sizes(count, valid, test, name)[1:]
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed_for(seed, "split"))).numpy()
+    return Split(order[sum(sizes) :], order[sizes[1] : sum(sizes)], order[: sizes[1]])
+
+
+def part_sizes(count: int, valid: float | int, test: float | int, name: str) -> tuple[int, int, int]:
+    """How many of ``count`` examples are for training, for validation and for testing.
+
+    Raises:
+        DataError: fewer than two are left to train on.
+    """
     sizes = [_size(share, count) for share in (valid, test)]
     rest = count - sum(sizes)
     if rest < _FEWEST_TO_TRAIN:
@@ -51,8 +62,7 @@ def split(count: int, valid: float | int, test: float | int, seed: int, name: st
             f"{name} needs at least {_FEWEST_TO_TRAIN} training examples{others}, has {count} in all: "
             "give more examples, or ask for smaller valid and test"
         )
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed_for(seed, "split"))).numpy()
-    return Split(order[sum(sizes) :], order[sizes[1] : sum(sizes)], order[: sizes[1]])
+    return rest, sizes[0], sizes[1]
 
 
 def _size(share: float | int, count: int) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def _table(path: Path, lines: Any, labels: str | int | None) -> Raw:
     if len(head) <= (names is not None):
         raise DataError(f"{path} holds no rows below its header: give at least one row of numbers")
     width = len(head[0][1])
-    label = None if labels is None else _position(path, labels, names, width)
+    label = None if labels is None else column_position(path, labels, names, width)
     places = _without([f"column {i + 1}" if names is None else f"column {names[i]!r}" for i in range(width)], label)
     values, rows, label_cells = array("d"), array("q"), []
     for source in (head[names is not None :], lines):
@@ -75,7 +76,7 @@ def _table(path: Path, lines: Any, labels: str | int | None) -> Raw:
     )
 
 
-def _is_text(cell: str) -> bool:
+def _is_word(cell: str) -> bool:
     if cell.strip().lower() in _MISSING:
         return False
     try:
@@ -90,12 +91,17 @@ def _header(head: list[tuple[int, list[str]]]) -> tuple[str, ...] | None:
         return None
     cells = head[0][1]
     if len(head) == 1:
-        return tuple(cells) if all(map(_is_text, cells)) else None
-    turns = any(_is_text(above) and not _is_text(below) for above, below in zip(cells, head[1][1], strict=False))
+        return tuple(cells) if all(map(_is_word, cells)) else None
+    turns = any(_is_word(above) and not _is_word(below) for above, below in zip(cells, head[1][1], strict=False))
     return tuple(cell.strip() for cell in cells) if turns else None
 
 
-def _position(path: Path, labels: str | int, names: tuple[str, ...] | None, width: int) -> int:
+def column_position(path: Path, labels: str | int, names: tuple[str, ...] | None, width: int) -> int:
+    """Where the column of labels stands among ``width`` columns, from its name or a position from 0.
+
+    Raises:
+        DataError: there is none, or it is the only one.
+    """
     try:
         position = names.index(str(labels)) if names is not None and labels in names else int(labels)
     except ValueError:
@@ -144,22 +150,12 @@ def read_parquet(path: Path, labels: str | int | None = None) -> Raw:
     Raises:
         DataError: a column that holds no numbers, a damaged file, no such column, or pyarrow is not installed.
     """
-    refuse_empty(path)
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise DataError(f"reading {path} needs pyarrow, which is not installed: pip install 'xhat[data]'") from error
-    with reading(path, "Parquet file"):
-        try:
-            table = parquet.ParquetFile(path).read(use_threads=False)
-        except pyarrow.ArrowException as error:
-            reason = str(error).split("\n")[0]
-            raise DataError(f"{path} is no readable Parquet file ({reason}): fetch or write it again") from error
+    with opened_parquet(path) as file:
+        table = file.read(use_threads=False)
     names = tuple(table.column_names)
     if table.num_rows == 0 or not names:
         raise DataError(f"{path} holds no rows: give at least one row of numbers")
-    label = None if labels is None else _position(path, labels, names, len(names))
+    label = None if labels is None else column_position(path, labels, names, len(names))
     columns = [_numeric(path, name, table.column(i)) for i, name in enumerate(names) if i != label]
     return Raw(
         np.stack(columns, axis=1),
@@ -170,16 +166,61 @@ def read_parquet(path: Path, labels: str | int | None = None) -> Raw:
     )
 
 
-def _numeric(path: Path, name: str, column: Any) -> np.ndarray:
-    from pyarrow import types
+@contextmanager
+def opened_parquet(path: Path, metadata: Any = None) -> Iterator[Any]:
+    """A Parquet file, open; whatever is wrong with it is said in one sentence.
 
-    kind = column.type
-    if types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind):
-        return np.asarray(column.cast("float64").to_numpy(), dtype=np.float64)
-    if types.is_string(kind) or types.is_large_string(kind):
+    Args:
+        path: the file.
+        metadata: of the same file, where it was read before.
+
+    Raises:
+        DataError: the file is empty or damaged, or pyarrow is not installed.
+    """
+    refuse_empty(path)
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise DataError(f"reading {path} needs pyarrow, which is not installed: pip install 'xhat[data]'") from error
+    with reading(path, "Parquet file"):
+        try:
+            with parquet.ParquetFile(path, metadata=metadata) as file:
+                yield file
+        except pyarrow.ArrowException as error:
+            reason = str(error).split("\n")[0]
+            raise DataError(f"{path} is no readable Parquet file ({reason}): fetch or write it again") from error
+
+
+def _numeric(path: Path, name: str, column: Any) -> np.ndarray:
+    if _is_text(column.type):
         row = next((i for i, cell in enumerate(column.to_pylist()) if cell is not None), 0)
         raise _text_error(path, row + 1, f"column {name!r}", str(column[row]))
-    raise DataError(f"{path}, column {name!r} holds values of type {kind}, must be numbers: convert the column, or remove it")
+    refuse_column(path, name, column.type)
+    return np.asarray(column.cast("float64").to_numpy(), dtype=np.float64)
+
+
+def refuse_column(path: Path, name: str, kind: Any) -> None:
+    """Refuse a column of a Parquet file by its type.
+
+    Raises:
+        DataError: it holds no numbers.
+    """
+    from pyarrow import types
+
+    if _is_text(kind):
+        raise DataError(
+            f"{path}, column {name!r} holds text, must hold numbers: code the column as numbers, remove it, or set it aside with "
+            "labels=NAME (--labels NAME) if it is the class"
+        )
+    if not (types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)):
+        raise DataError(f"{path}, column {name!r} holds values of type {kind}, must be numbers: convert the column, or remove it")
+
+
+def _is_text(kind: Any) -> bool:
+    from pyarrow import types
+
+    return types.is_string(kind) or types.is_large_string(kind)
 
 
 def _label_column(path: Path, column: Any) -> np.ndarray:

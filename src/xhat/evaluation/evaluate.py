@@ -11,12 +11,16 @@ import torch
 from torch import Tensor
 
 from xhat.data import Examples, as_examples
+from xhat.data.permutation import Permutation
 from xhat.distributions import has_closed_form, kl_divergence, kl_per_dimension
 from xhat.errors import ConfigError, whole_number
 from xhat.evaluation.diagnostics import findings
-from xhat.evaluation.evidence import BATCH, ELEMENTS, Evidence, bits_per_dimension, log_likelihood
+from xhat.evaluation.evidence import ELEMENTS, bits_per_dimension, block_size, evidence_by_batches
+from xhat.evaluation.moments import Moments
+from xhat.evaluation.spread import Spread
 from xhat.models.base import Model, centre, quiet
 from xhat.objectives.reconstruction import squared_error
+from xhat.ranks import joined
 
 COMPARED = 2000  # training examples that are enough to see overfitting
 ACTIVE = 0.01  # variance of the posterior mean over examples, above which a unit counts as active (Burda et al. 2016)
@@ -133,13 +137,21 @@ def _number(value: Any) -> Any:
 
 def measure(values: Tensor) -> Measure:
     """Mean and standard error of values ``(N,)``."""
-    values = values.detach().double()
-    stderr = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
-    return Measure(float(values.mean()), stderr)
+    moments = Moments()
+    moments.add(values)
+    return _measure(moments)
 
 
-class _Pass(NamedTuple):
-    """What one pass over the data collects, each ``(N, …)`` on the CPU."""
+def _measure(moments: Moments) -> Measure:
+    return Measure(float(moments.mean), math.sqrt(float(moments.variance) / moments.count))
+
+
+def _measured(moments: Moments) -> Measure | None:
+    return _measure(moments) if moments.count else None
+
+
+class _Batch(NamedTuple):
+    """What is seen of a batch of examples, each ``(B, …)``; empty where the model has no such thing."""
 
     means: Tensor
     error: Tensor
@@ -149,6 +161,27 @@ class _Pass(NamedTuple):
     kl: Tensor
     dimensions: Tensor
     scale: Tensor
+
+
+class _Pass(NamedTuple):
+    """What one pass over the data collects: of each number of a batch its moments over all examples."""
+
+    means: Moments
+    error: Moments
+    corrupted: Moments
+    denoised: Moments
+    elbo: Moments
+    kl: Moments
+    dimensions: Moments
+    scale: Moments
+
+
+class _Evidence(NamedTuple):
+    """The same of the evidence, and the sum of its squared Monte Carlo errors."""
+
+    log_px: Moments
+    ess: Moments
+    squared_errors: float
 
 
 def evaluate(
@@ -164,11 +197,15 @@ def evaluate(
 
     Args:
         model: any model; one without a prior has no likelihood of x, and gets its errors measured.
-        x: examples, ``(N, *event_shape)``; dynamic binarisation is drawn once, from the seed.
+        x: examples, ``(N, *event_shape)``; dynamic binarisation is drawn once, from the seed. Of streamed examples no
+            more than some batches are held.
         samples: K of the importance-sampled log-likelihood; the ELBO takes as many draws, up to 100.
         train: training examples; up to 2,000 of them are compared with x to see overfitting.
         seed: of the draws; the caller's random numbers are left alone.
         progress: called with the number of examples after each batch.
+
+    Of several processes (torchrun) each takes a part, and all get the whole result, which is what one would get; so all must
+    call it.
 
     Raises:
         DataError: x has another shape, or values outside the likelihood's support.
@@ -183,33 +220,59 @@ def evaluate(
     whole_number("samples", samples)
     examples = as_examples(x).fixed(seed)
     device = next(model.parameters(), torch.zeros(())).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        has_prior = hasattr(model, "prior")
-        seen = _collect(model, examples, min(samples, 100))
-        evidence = log_likelihood(model, examples, samples, progress=progress) if has_prior else None
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), joined() as ranks:
+        has_prior, size = hasattr(model, "prior"), block_size(model)
+        seen = _collect(model, Spread(examples, size, ranks, seed), min(samples, 100))
+        evidence = _evidence(model, Spread(examples, size, ranks, seed, purpose=1), samples, progress) if has_prior else None
+        torch.manual_seed(seed)  # each process drew other numbers, and what follows is the same in all
         known: Measure | None = None
         if train is not None and has_prior:
             trained_on = as_examples(train).fixed(seed)
             if len(trained_on) > COMPARED:
-                trained_on = trained_on.subset(torch.randperm(len(trained_on))[:COMPARED])
-            known = measure(_collect(model, trained_on, min(samples, 100)).elbo)
+                trained_on = trained_on.subset(_some(trained_on))
+            spread = Spread(trained_on, size, ranks, seed, purpose=2)
+            known = _measure(_collect(model, spread, min(samples, 100)).elbo)
+            torch.manual_seed(seed)
         result = _summary(model, examples, samples, seen, evidence, known)  # inside: it draws, too
     return result._replace(findings=tuple(findings(model, result)))
 
 
-def _collect(model: Model, examples: Examples, samples: int) -> _Pass:
-    columns: list[_Pass] = []
-    first = 0
+def _collect(model: Model, spread: Spread, samples: int) -> _Pass:
+    seen = _Pass(*(Moments() for _ in _Pass._fields))
     with quiet(model):
-        for block in examples.batches(max(1, min(BATCH, ELEMENTS // model.numbers))):
+        for _, first, block in spread.blocks():
             model.check(block, "x", first)
-            first += len(block)
-            columns.append(_collect_block(model, model.given(block), samples))
-    return _Pass(*(torch.cat(column).cpu() for column in zip(*columns, strict=True)))
+            for moments, values in zip(seen, _collect_block(model, model.given(block), samples), strict=True):
+                moments.add(values)
+    if spread.parted:
+        for moments in seen:
+            moments.together(spread.ranks)
+    return seen
 
 
-def _collect_block(model: Model, x: Tensor, samples: int) -> _Pass:
+def _some(examples: Examples) -> Tensor:
+    """Positions of as many examples as are compared, drawn from torch's global generator."""
+    if examples.resident:
+        return torch.randperm(len(examples))[:COMPARED]
+    # In the order of the file, which is then read once, and without a list of all of them
+    drawn = Permutation(len(examples), seed=int(torch.randint(2**62, ())))[:COMPARED]
+    return drawn.sort().values
+
+
+def _evidence(model: Model, spread: Spread, samples: int, progress: Callable[[int], None] | None) -> _Evidence:
+    log_px, ess, squared = Moments(), Moments(), torch.zeros(1, dtype=torch.float64)
+    for found in evidence_by_batches(model, spread.examples, samples, spread=spread, progress=progress):
+        log_px.add(found.log_px)
+        ess.add(found.ess)
+        squared += found.stderr.square().sum()
+    if spread.parted:
+        for moments in (log_px, ess):
+            moments.together(spread.ranks)
+        spread.ranks.add([squared])
+    return _Evidence(log_px, ess, float(squared))
+
+
+def _collect_block(model: Model, x: Tensor, samples: int) -> _Batch:
     none = x.new_zeros(0)
     q = model.posterior(x)
     mean = centre(q)
@@ -229,7 +292,7 @@ def _collect_block(model: Model, x: Tensor, samples: int) -> _Pass:
     base = getattr(law, "base_dist", law)
     learned = isinstance(base, torch.distributions.Normal) and hasattr(model, "prior")
     scale = base.scale.flatten(1).amin(1) if learned else none
-    return _Pass(mean.flatten(1), squared_error(centre(law), x), corrupted, denoised, elbo, kl, dimensions, scale)
+    return _Batch(mean.flatten(1), squared_error(centre(law), x), corrupted, denoised, elbo, kl, dimensions, scale)
 
 
 def _elbo(model: Model, x: Tensor, samples: int) -> Tensor:
@@ -243,35 +306,35 @@ def _elbo(model: Model, x: Tensor, samples: int) -> Tensor:
     return total / samples
 
 
-def _active(means: Tensor, variables: tuple[int, ...]) -> int:
-    """How many variables have a posterior mean that varies, from means ``(N, numbers)``."""
-    spread = means.detach().double().var(0).split(variables)
+def _active(means: Moments, variables: tuple[int, ...]) -> int:
+    """How many variables have a posterior mean that varies, from the moments of ``(numbers,)`` means."""
+    spread = means.variance.split(variables)
     return sum(float(each.sum()) > ACTIVE for each in spread)
 
 
 def _summary(
-    model: Model, examples: Examples, samples: int, seen: _Pass, evidence: Evidence | None, train: Measure | None
+    model: Model, examples: Examples, samples: int, seen: _Pass, evidence: _Evidence | None, train: Measure | None
 ) -> Evaluation:
-    log_px = None if evidence is None else measure(evidence.log_px)
-    doubt = None if evidence is None else float(evidence.stderr.square().sum().sqrt() / len(examples))
+    log_px = None if evidence is None else _measure(evidence.log_px)
+    doubt = None if evidence is None else math.sqrt(evidence.squared_errors) / len(examples)
     variables = model.variables
     return Evaluation(
         examples=len(examples),
         samples=samples,
-        elbo=measure(seen.elbo) if len(seen.elbo) else None,
+        elbo=_measured(seen.elbo),
         log_likelihood=log_px,
         log_likelihood_mc_stderr=doubt,
-        ess=None if evidence is None else float(evidence.ess.mean()),
-        ess_smallest=None if evidence is None else float(evidence.ess.min()),
+        ess=None if evidence is None else float(evidence.ess.mean),
+        ess_smallest=None if evidence is None else evidence.ess.lowest,
         bits_per_dimension=None if log_px is None else bits_per_dimension(model, log_px.value),
-        kl=measure(seen.kl) if len(seen.kl) else None,
-        squared_error=measure(seen.error),
-        corrupted_error=measure(seen.corrupted) if len(seen.corrupted) else None,
-        denoised_error=measure(seen.denoised) if len(seen.denoised) else None,
-        kl_per_dimension=tuple(seen.dimensions.double().mean(0).tolist()) if len(seen.dimensions) else None,
+        kl=_measured(seen.kl),
+        squared_error=_measure(seen.error),
+        corrupted_error=_measured(seen.corrupted),
+        denoised_error=_measured(seen.denoised),
+        kl_per_dimension=tuple(seen.dimensions.mean.tolist()) if seen.dimensions.count else None,
         active_units=_active(seen.means, variables) if len(examples) > 1 else 0,
         latent=len(variables),
         train_elbo=train,
-        likelihood_scale=float(seen.scale.min()) if len(seen.scale) else None,
+        likelihood_scale=seen.scale.lowest if seen.scale.count else None,
         findings=(),
     )

@@ -25,7 +25,7 @@ class Subject:
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         test = data.test.fixed(0)
         chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:MOST]
-        part = test.subset(chosen.to(test.storage.device))
+        part = test.subset(chosen.to(test.device))
         self.x = part.tensor().cpu()
         self.labels = None if part.labels is None else part.labels.cpu()
         self.has_prior = hasattr(model, "prior")

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from xhat.errors import ConfigError, DataError
 from xhat.networks import head_of, in_shape_of
 from xhat.networks.base import as_shape
+from xhat.networks.precision import Reducible
 from xhat.parts import Part
 
 TRANSFORMS = ("softplus", "exp")
@@ -39,7 +40,7 @@ def positive(raw: Tensor, transform: str = "softplus", minimum: float = 1e-4) ->
     raise ConfigError(f"scale must be one of {', '.join(TRANSFORMS)} or a positive number, was {transform!r}")
 
 
-class Conditional(Part, nn.Module, abc.ABC):
+class Conditional(Part, Reducible, abc.ABC):
     """A law whose parameters a network makes from a context.
 
     Args:
@@ -91,7 +92,10 @@ class Conditional(Part, nn.Module, abc.ABC):
                 f"{type(self).__name__} takes a context of shape (*batch, {', '.join(map(str, shape))}), "
                 f"was {tuple(context.shape)}"
             )
-        raw = self.head(self.network(context.reshape(-1, *(self.in_shape or shape))))
+        with self.in_precision(context):
+            raw = self.head(self.network(context.reshape(-1, *(self.in_shape or shape))))
+        if self.reduced is not None:
+            raw = raw.to(context.dtype)  # what the law computes of it loses nothing more
         return self.law(raw.reshape(*context.shape[:split], *raw.shape[1:]))
 
     @abc.abstractmethod

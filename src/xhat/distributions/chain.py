@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -79,15 +78,23 @@ class Chain(Distribution):
         validate_args: bool | None = None,
     ) -> None:
         self.first, self.then, self.reverse = first, then, reverse
+        self._pattern: Distribution | None = None
         self._event = torch.Size(self.pattern.event_shape if event is None else event)
         super().__init__(first.batch_shape, torch.Size([sum(self.sizes)]), validate_args=validate_args)
 
-    @cached_property
+    @property
     def pattern(self) -> Distribution:
         """A law of z₂, at some z₁: what kind of law ``then`` makes, and in which of its parameters a derivative is taken.
 
         The caller's random numbers are left alone.
         """
+        if self._pattern is None:
+            self._pattern = self._at_some_point()
+        return self._pattern
+
+    def _at_some_point(self) -> Distribution:
+        if torch.compiler.is_compiling():  # which cannot draw aside; the kind of law is the same at 0
+            return self.then(torch.zeros_like(self.first.mean))
         devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
         with torch.random.fork_rng(devices=devices):
             z1 = self.first.sample()

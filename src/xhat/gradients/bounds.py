@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
 from xhat.errors import ConfigError
-from xhat.gradients.base import Function, Gradient, LogWeight, honest
+from xhat.gradients.base import Function, Gradient, LogWeight, honest, lift, total
 from xhat.gradients.reduction import Reduction
 
 
@@ -73,26 +75,47 @@ def _path_only(f: Function, q: Distribution, samples: int, reduce: Reduction) ->
     if not isinstance(f, LogWeight):
         raise ConfigError("this gradient needs the log weight of a bound: use xhat.bound")
     z = q.rsample((samples,))
-    with torch.enable_grad():
-        point = z.detach().requires_grad_()
-        log_q = f.weight * q.log_prob(point)
-        (fall,) = torch.autograd.grad(log_q.sum(), point)
-    log_q = log_q.detach()
-    factor: list[Tensor | float] = [1.0]
-    path = z
-    if z.requires_grad:
-        path = z.view_as(z)  # a node of its own: the hook must not meet what else comes back to z
-        axes = len(q.event_shape)
+    weight = f.weight
 
-        def again(grad: Tensor) -> Tensor:
-            weight = factor[0]
-            return grad * (weight[(..., *(None,) * axes)] if isinstance(weight, Tensor) else weight)
+    def log_density(point: Tensor) -> tuple[Tensor, Tensor]:
+        each = weight * q.log_prob(point)
+        return each.sum(), each
 
-        path.register_hook(again)
-    # log q moves with z only: its derivative in φ at a fixed z is what is left out.
-    along = -(fall * path).flatten(z.ndim - len(q.event_shape)).sum(-1) if q.event_shape else -(fall * path)
-    values = honest(f.log_joint(path) - log_q, along)
-    with torch.no_grad():
-        # A score of weight β that is reparameterised away leaves w̃(1 - β + βw̃), of which the reduction brings the first w̃.
-        factor[0] = 1 - f.weight + f.weight * reduce.doubly(values)
-    return reduce(values)
+    with torch.no_grad():  # which torch.func.grad looks past; unlike autograd.grad it can be traced
+        fall, log_q = torch.func.grad(log_density, has_aux=True)(z)
+
+    def log_weight(path: Tensor) -> Tensor:
+        """The log weights; log q moves with z only: its derivative in φ at a fixed z is what is left out."""
+        return honest(f.log_joint(path) - log_q, -total(fall * path, len(q.event_shape)))
+
+    if reduce.name == "mean":
+        return reduce(log_weight(z))
+    nothing = torch.zeros_like(log_q)
+    path, each, whole = _Again.apply(z, nothing, nothing[0], torch.as_tensor(weight, dtype=log_q.dtype, device=log_q.device))
+    return reduce(log_weight(path) + each) + whole
+
+
+class _Again(torch.autograd.Function):
+    r"""The draws, whose derivative is multiplied once more with their share in the bound.
+
+    A score of weight β that is reparameterised away leaves :math:`\tilde w(1 - \beta + \beta \tilde w)`, of which the reduction
+    brings the first :math:`\tilde w`. The second is told by two zeros, one added to each log weight and one to the bound: the
+    quotient of their derivatives. No hook and no number known only later, so that it can be traced.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z: Tensor, each: Tensor, whole: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return z.view_as(z), each.clone(), whole.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(inputs[3])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, each: Tensor, whole: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        share = torch.where(whole == 0, 0.0, each / whole)
+        factor = 1 - weight + weight * share
+        return grad * lift(factor, grad.ndim - factor.ndim), None, None, None

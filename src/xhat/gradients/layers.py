@@ -116,7 +116,8 @@ class Layers(Gradient):
         return weights.flatten(0, 1)
 
     def auxiliary_loss(self) -> Tensor | None:
-        losses = [loss for gradient in self.gradients if (loss := gradient.auxiliary_loss()) is not None]  # type: ignore[operator]
+        losses = [gradient.auxiliary_loss() for gradient in self.gradients]  # type: ignore[operator]
+        losses = [loss for loss in losses if loss is not None]
         return sum(losses[1:], losses[0]) if losses else None
 
     def see(self, context: Tensor) -> None:

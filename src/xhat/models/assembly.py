@@ -11,7 +11,7 @@ from xhat.errors import ConfigError, whole_number
 from xhat.gradients import Gradient, gradient_of
 from xhat.networks import MLP, ConvDecoder, ConvEncoder
 from xhat.networks.base import Network
-from xhat.objectives import ELBO
+from xhat.objectives import ELBO, IWAE, Objective
 
 Options = dict[str, Any]
 
@@ -96,9 +96,20 @@ def gradient_for(shape: tuple[int, ...], o: Options) -> Gradient:
     return gradient_of(o["gradient"], **options)
 
 
-def elbo_for(gradient: Gradient, o: Options) -> ELBO:
-    """What is trained on, with two draws unless it is said otherwise or the gradient takes another number."""
-    samples = gradient.usable(2) if o["samples"] is None else o["samples"]
+def objective_for(gradient: Gradient, o: Options) -> Objective:
+    """What is trained on; where nobody says how many draws, as many as are usual, or the next number that the gradient takes."""
+    samples = o["samples"]
+    if o["objective"] == "iwae":
+        if o["noise"] not in (None, "independent"):
+            raise ConfigError(
+                f"noise={o['noise']!r} makes draws that depend on each other, and objective='iwae' is a bound of independent "
+                "ones: leave noise out"
+            )
+        return IWAE(gradient.usable(50) if samples is None else samples)
+    if o["objective"] != "elbo":
+        raise ConfigError(f"objective must be elbo or iwae, was {o['objective']!r}")
+    if samples is None:  # the usual gradients of a discrete code compare draws with each other
+        samples = gradient.usable(2) if "layers" in o else 1
     return ELBO(o["beta"], o["beta_warmup"], o["free_bits"], o["kl"], samples)
 
 

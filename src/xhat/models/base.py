@@ -20,10 +20,14 @@ from xhat.errors import ConfigError, DataError, whole_number
 from xhat.gradients import Gradient
 from xhat.models.trial import try_out
 from xhat.networks.bayesian_models import is_bayesian, mean_weights
+from xhat.networks.products import quick_products
 from xhat.objectives import ELBO, Objective, Terms
 from xhat.parts import Part
 
 _SUCH_AS = {"objective": "ELBO()", "gradient": "Pathwise()"}
+
+
+PIECE = 1000  # examples at once of what is read from files
 
 
 class Stage(NamedTuple):
@@ -164,6 +168,8 @@ class Model(Part, nn.Module, abc.ABC):
 
     def encode(self, x: Tensor, sample: bool = False) -> Tensor:
         """The posterior's mean, or a draw from it, ``(B, *latent_shape)``."""
+        if isinstance(x, Examples) and not x.resident:  # more than memory holds: its codes are less
+            return torch.cat([self.encode(batch, sample) for batch in x.batches(PIECE)])
         with quiet(self), self._still(sample):
             q = self.posterior(self.given(x))
             return q.sample() if sample else centre(q)
@@ -214,7 +220,7 @@ def quiet(model: nn.Module) -> Iterator[None]:
     flags = [(module, module.training) for module in model.modules()]  # each its own: a part may be frozen in evaluation mode
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), quick_products():
             yield
     finally:
         for module, training in flags:

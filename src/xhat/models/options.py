@@ -28,13 +28,15 @@ class ModelOptions:
         categories: of each latent variable of a one-hot-categorical posterior.
         layers: stochastic layers of a discrete VAE, 1 or 2; the hidden layers stand between any two of them.
         learn_prior: learn the probabilities of a discrete VAE's prior too.
+        objective: what is trained on, "elbo", or "iwae" for the tighter bound that weighs several draws by their importance.
         beta: weight of the KL term.
         beta_warmup: epochs over which the weight of the KL term rises from 0.
         free_bits: nats for each latent dimension that cost nothing.
         kl: "auto", "analytic" or "sampled".
-        samples: draws of z for each example and step.
+        samples: draws of z for each example and step; 50 for "iwae" unless told otherwise.
         gradient: how the derivative gets through z, a name such as pathwise, score, rloo, disarm or concrete; of several
-            stochastic layers each has one of its own.
+            stochastic layers each has one of its own, but for "iwae", which takes them as one draw; stl is for "elbo" only, vimco
+            for "iwae".
         baseline: of the score gradient, "none", "lagged", "leave-one-out", or "network" for one that is learned from x.
         temperature: of a relaxed gradient, such as concrete; its first, where there is a final one.
         final_temperature: where a temperature ends that falls geometrically.
@@ -60,6 +62,7 @@ class ModelOptions:
     categories: int | None = None
     layers: int | None = None
     learn_prior: bool | None = None
+    objective: str | None = None
     beta: float | None = None
     beta_warmup: float | None = None
     free_bits: float | None = None

@@ -14,10 +14,10 @@ from xhat.models.assembly import (
     Options,
     code_shape,
     corruption_for,
-    elbo_for,
     gradient_for,
     likelihood_for,
     networks_for,
+    objective_for,
     posterior_for,
     prior_for,
 )
@@ -45,11 +45,12 @@ _VARIATIONAL: Options = {
     "scale": "softplus",
     "per": "shared",
     "minimum": 1e-4,
+    "objective": "elbo",
     "beta": 1.0,
     "beta_warmup": 0.0,
     "free_bits": 0.0,
     "kl": "auto",
-    "samples": 1,
+    "samples": None,  # as many as the objective, the code and the gradient usually take
     "gradient": "pathwise",
     "baseline": None,
     "temperature": None,
@@ -62,7 +63,6 @@ _DISCRETE: Options = {
     **{name: value for name, value in _VARIATIONAL.items() if name not in ("posterior", "posterior_scale", "categories")},
     "layers": 1,
     "learn_prior": True,
-    "samples": None,  # 2, or the next number that the gradient takes
     "gradient": "rloo",
 }
 
@@ -74,6 +74,10 @@ NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "minimum": ("likelihood", ("normal",)),
     "link": ("likelihood", ("normal",)),
     "posterior_scale": ("posterior", ("normal", "multivariate-normal")),
+    "beta": ("objective", ("elbo",)),
+    "beta_warmup": ("objective", ("elbo",)),
+    "free_bits": ("objective", ("elbo",)),
+    "kl": ("objective", ("elbo",)),
     "baseline": ("gradient", ("score",)),
     "noise": ("gradient", ("pathwise",)),
     "categories": ("posterior", ("one-hot-categorical",)),
@@ -100,9 +104,8 @@ def _stacked(shape: tuple[int, ...], o: Options) -> Model:
 def _vae(shape: tuple[int, ...], o: Options) -> Model:
     up, down = networks_for(shape, o)
     gradient = gradient_for(shape, o)
-    return VAE(
-        prior_for(o), posterior_for(up, o), likelihood_for(down, shape, o), elbo_for(gradient, o), gradient, corruption_for(o)
-    )
+    likelihood, objective = likelihood_for(down, shape, o), objective_for(gradient, o)
+    return VAE(prior_for(o), posterior_for(up, o), likelihood, objective, gradient, corruption_for(o))
 
 
 def _discrete(posterior: str) -> Callable[[tuple[int, ...], Options], Model]:
@@ -123,12 +126,14 @@ def _two_layers(shape: tuple[int, ...], o: Options) -> Model:
     further = posterior_for(MLP(code, hidden, o["activation"]), o)
     below = posterior_for(MLP(code, hidden[::-1], o["activation"]), o)
     posterior = conditionals.Chain(posterior_for(up, o), further)
-    gradient = Layers([gradient_for(shape, o), gradient_for(shape, o)])
+    gradient = gradient_for(shape, o)
+    if o["objective"] == "elbo":  # the logarithm of a mean is no sum over layers: there one estimator takes both as one draw
+        gradient = Layers([gradient, gradient_for(shape, o)])
     return VAE(
         priors.Chain(prior_for(o), below),
         posterior,
         likelihood_for(Take(down, posterior.event), shape, o),
-        elbo_for(gradient, o),
+        objective_for(gradient, o),
         gradient,
         corruption_for(o),
     )
@@ -164,7 +169,7 @@ RECIPES: dict[str, Recipe] = {
         {**_CODE, "hidden": (256, 64)},
     ),
     "vae": Recipe(
-        "a variational autoencoder with any posterior and likelihood, trained on the ELBO",
+        "a variational autoencoder with any posterior and likelihood, trained on the ELBO or on the importance-weighted bound",
         _vae,
         {**_CODE, **_NETWORK, **_VARIATIONAL},
     ),
@@ -208,7 +213,9 @@ def build(recipe: str, shape: int | Sequence[int], **options: Any) -> Model:
     chosen = {**row.defaults, **given}
     for name, (what, values) in NEEDS.items():
         if name in given and what in chosen and chosen[what] not in values:
-            raise ConfigError(f"{name} is an option of {what}={' or '.join(map(repr, values))}, but {what} is {chosen[what]!r}")
+            raise ConfigError(
+                f"{name} is an option of {what}={' or '.join(map(repr, values))}, but {what} is {chosen[what]!r}: leave it out"
+            )
     whole_number("latent", chosen["latent"])
     for name in ("hidden", "channels"):
         if name in given and not isinstance(given[name], list | tuple):

@@ -12,6 +12,7 @@ from xhat.gradients import Pathwise
 from xhat.models.base import Model, Stage
 from xhat.networks import MLP
 from xhat.networks.mlp import linears
+from xhat.networks.precision import Reducible
 from xhat.objectives import ELBO, NegativeLogLikelihood, Objective, SquaredError, Terms
 from xhat.objectives.reconstruction import squared_error
 
@@ -76,7 +77,7 @@ class Stacked(Model):
         return [*greedy, Stage("fine-tune", self, self.objective)]
 
 
-class Layer(nn.Module):
+class Layer(Reducible):
     """One encoder layer with its mirror image, as a shallow autoencoder of the codes below."""
 
     def __init__(self, model: Stacked, index: int) -> None:
@@ -97,16 +98,20 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Terms:
         below, posterior, likelihood, objective, corruption = self._below
-        with torch.no_grad():
+        with torch.no_grad(), self.in_precision(x):
             h = x.flatten(1)
             for layer in below:
                 h = self.activation(layer(h))
-        code = self.encode(h if corruption is None else corruption(h))
+        h = h.to(x.dtype)
+        with self.in_precision(x):
+            code = self.encode(h if corruption is None else corruption(h)).to(x.dtype)
         if self.is_top:
             code = posterior.law(code.unflatten(1, posterior.head.shape)).rsample().flatten(1)
         else:
             code = self.activation(code)
-        back = self.decode(code)
+        with self.in_precision(x):
+            back = self.decode(code)
+        back = back.to(x.dtype)
         if not self.is_bottom:
             error = squared_error(self.mirrored(back), h)
             return Terms(error, {"squared_error": error})

@@ -14,7 +14,7 @@ from xhat.conditionals import Chain
 from xhat.distributions import Delta, is_discrete
 from xhat.distributions.support import extended_log_prob
 from xhat.errors import ConfigError, XhatError
-from xhat.gradients import Gradient, Mean
+from xhat.gradients import Gradient
 from xhat.gradients.expectation import check_fit
 
 if TYPE_CHECKING:
@@ -27,11 +27,16 @@ def try_out(model: Model, x: Tensor) -> None:
     Raises:
         ConfigError: says which parts do not fit, and why.
     """
+    if model.objective.needs_prior and not hasattr(model, "prior"):
+        raise ConfigError(
+            f"{type(model).__name__} has no prior, which the objective {type(model.objective).__name__} needs: use "
+            "objectives.SquaredError, or a VAE"
+        )
     q = _called(model.posterior, x, "posterior")
     check_law(q, "posterior", model.latent_shape, (len(x),))
     # A law with a gradient to its parameters: some estimators fit only where nothing moves the support.
     with torch.enable_grad():
-        check_fit(model.gradient, model.posterior(x), model.objective.samples, reduce=Mean())
+        check_fit(model.gradient, model.posterior(x), model.objective.samples, reduce=model.objective.reduction)
     likelihood = _called(model.likelihood, q.sample((2,)), "likelihood")
     check_law(likelihood, "likelihood", model.event_shape, (2, len(x)))
     _alone(model.gradient, [model.likelihood, getattr(model, "prior", None), *_later(model.posterior)])

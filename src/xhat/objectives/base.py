@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import abc
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from xhat.gradients import Gradient
+from xhat.gradients import Gradient, Mean, Reduction
 from xhat.parts import Part
 
 
@@ -32,8 +32,14 @@ class Chassis(Protocol):
 class Objective(Part, nn.Module, abc.ABC):
     """Maps a model and a batch to :class:`Terms`.
 
-    ``samples`` is the number of draws of z for each example.
+    Attributes:
+        samples: the number of draws of z for each example.
+        reduction: how they become one number, which the model's gradient must serve.
+        needs_prior: whether it asks for p(z), which an autoencoder does not have.
     """
+
+    reduction: ClassVar[Reduction] = Mean()
+    needs_prior: ClassVar[bool] = False
 
     samples: int = 1
     warmup: float = 0.0  # epochs until the objective is what it will be

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from xhat.distributions import has_closed_form, kl_per_dimension, relaxed_log_prob
+from xhat.distributions import has_closed_form, kl_per_dimension
 from xhat.distributions.kl_table import closed_form
 from xhat.errors import ConfigError, whole_number
-from xhat.gradients import LogWeight, expectation
+from xhat.gradients import Gradient, LeaveOneOut, Mean, expectation
 from xhat.objectives.base import Chassis, Objective, Terms
+from xhat.objectives.draws import at_draws
 
 KL = ("auto", "analytic", "sampled")
 
@@ -45,6 +46,7 @@ class ELBO(Objective):
     """
 
     name = "elbo"
+    needs_prior = True
     weight: Tensor
 
     def __init__(
@@ -76,9 +78,10 @@ class ELBO(Objective):
 
     def forward(self, model: Chassis, x: Tensor, target: Tensor) -> Terms:
         q, p = model.posterior(x), model.prior()
-        model.gradient.see(x)
+        gradient = _of_means(model.gradient)
+        gradient.see(x)
         # A path derivative of the whole bound needs log q itself: there the KL is never taken in closed form.
-        path = "log weight" in model.gradient.requires
+        path = "log weight" in gradient.requires
         if path and self.free_bits > 0:
             raise ConfigError(
                 "free_bits needs the KL of each dimension in closed form, and a path derivative (stl, dreg) the whole log "
@@ -87,12 +90,16 @@ class ELBO(Objective):
         whole = self.kl == "sampled" or (self.kl == "auto" and path)
         kl = None if whole else closed_form(q, p)
         if kl is not None:
-            return self._analytic(model, target, q, p, kl)
+            return self._analytic(model, target, (q, p), gradient, kl)
         self.fits(q, p)
-        return self._sampled(model, target, q, p)
+        bound, measures = at_draws(model, target, (q, p), gradient, self.samples, self.reduction, self.weight)
+        return Terms(-bound, measures)
 
-    def _analytic(self, model: Chassis, target: Tensor, q: Distribution, p: Distribution, kl: Tensor) -> Terms:
-        log_px = expectation(lambda z: model.likelihood(z).log_prob(target), q, model.gradient, self.samples)
+    def _analytic(
+        self, model: Chassis, target: Tensor, laws: tuple[Distribution, Distribution], gradient: Gradient, kl: Tensor
+    ) -> Terms:
+        q, p = laws
+        log_px = expectation(lambda z: model.likelihood(z).log_prob(target), q, gradient, self.samples)
         paid = kl
         if self.free_bits > 0:
             each = kl_per_dimension(q, p).flatten(1)
@@ -101,26 +108,10 @@ class ELBO(Objective):
             paid = (each * above).sum(1) + self.free_bits * (~above).sum() + (kl - each.sum(1))
         return Terms(self.weight * paid - log_px, {"elbo": log_px - kl, "log_px_given_z": log_px, "kl": kl})
 
-    def _sampled(self, model: Chassis, target: Tensor, q: Distribution, p: Distribution) -> Terms:
-        seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
-        def log_joint(z: Tensor) -> Tensor:
-            log_px, log_pz = model.likelihood(z).log_prob(target), relaxed_log_prob(p, z)
-            if not seen:
-                seen.append((z.detach(), log_px.detach(), log_pz.detach()))
-            return log_px + self.weight * log_pz
+def _of_means(gradient: Gradient) -> Gradient:
+    """The model's estimator; where that serves multi-sample bounds only (vimco), its relative for a mean.
 
-        bound = expectation(LogWeight(log_joint, q, self.weight), q, model.gradient, self.samples)
-        # The first call is at the points that the value is made of; what else an estimator looks at is not measured.
-        with torch.no_grad():
-            count = model.gradient.points(self.samples, q)
-            z, log_px, log_pz = (part[:count] for part in seen[0])
-            log_ratio = q.log_prob(z) - log_pz
-            weights = model.gradient.weights(q, z)
-            log_px, kl = (_averaged(term, weights) for term in (log_px, log_ratio))
-        return Terms(-bound, {"elbo": log_px - kl, "log_px_given_z": log_px, "kl": kl})
-
-
-def _averaged(term: Tensor, weights: Tensor | None) -> Tensor:
-    """The mean over points, ``(S, B)``, or with weights their sum, to which an impossible point adds nothing."""
-    return term.mean(0) if weights is None else torch.where(weights > 0, weights * term, 0.0).sum(0)
+    A model that is trained on such a bound is asked for its ELBO all the same.
+    """
+    return gradient if Mean.name in gradient.reductions else LeaveOneOut()

@@ -8,20 +8,26 @@ import signal
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from xhat.data import Examples, as_examples
 from xhat.errors import ConfigError, DataError, TrainingError
+from xhat.heap import kept_heap
 from xhat.models.base import Model
+from xhat.ranks import Ranks, joined, own_device
 from xhat.training.folder import LAST, RunFolder
 from xhat.training.loop import Loop, Step
 from xhat.training.progress import bar
 from xhat.training.settings import Settings
+
+AGAIN = 5.0  # seconds after which a second Ctrl-C is another one
 
 
 class History(NamedTuple):
@@ -55,12 +61,8 @@ class History(NamedTuple):
 
 
 def _check(model: Model, x: Any, name: str) -> Examples:
-    examples = as_examples(x, name)
-    first = 0
-    for batch in examples.batches(8192):
-        model.check(batch, name, first)
-        first += len(batch)
-    return examples
+    """The examples, which the likelihood must be able to have made; those in files are checked as they are read."""
+    return as_examples(x, name).checked(model.check, name)
 
 
 def _prepare(
@@ -72,6 +74,7 @@ def _prepare(
     overwrite: bool,
     about: dict[str, Any] | None,
     settings: Settings,
+    ranks: Ranks,
 ) -> tuple[Loop, RunFolder | None]:
     train_examples = _check(model, x, "the training data")
     valid_examples = None if valid is None else _check(model, valid, "the validation data").fixed(settings.seed)
@@ -86,29 +89,52 @@ def _prepare(
         raise ConfigError(f"pretrain_epochs is for stacked models, and {type(model).__name__} trains in one go: leave it out")
     if settings.patience is not None and valid is None:
         raise ConfigError("patience needs validation examples to watch: pass valid=…, or leave patience out")
-    device = settings.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = own_device(settings.device)
     try:
-        model.to(device)
+        if not (settings.shard_weights and ranks.world > 1):  # or the pieces alone go there
+            model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {device!r} is not to be had here: {str(error).splitlines()[0]}") from error
+    _agree(ranks, model, len(train_examples), 0 if valid_examples is None else len(valid_examples), settings)
     folder = None if out is None else RunFolder(out)
     if resume:
         if folder is None:
             raise ConfigError("resume needs the run folder: pass out=…")
         tensors, state = folder.read_state()
-        loop = Loop(model, train_examples, valid_examples, settings)
+        loop = Loop(model, train_examples, valid_examples, settings, ranks, shards=state.get("shards", 1))
         loop.restore(tensors, state, str(folder.checkpoints / LAST))
-        folder.cut_rows(folder.rows()[: loop.progress.rows])
+        kept = folder.rows()[: loop.progress.rows]
+        ranks.first_does(lambda: folder.cut_rows(kept))
         return loop, folder
-    if folder is not None:
-        folder.start(model, settings, about or {}, overwrite)
+    ranks.copy([*model.parameters(), *model.buffers()])  # whatever seeds the processes made it with
     torch.manual_seed(settings.seed)
-    loop = Loop(model, train_examples, valid_examples, settings)
+    loop = Loop(model, train_examples, valid_examples, settings, ranks)
     if folder is not None:
-        folder.save_state(loop.tensors(), loop.state())
+        tensors = loop.tensors()
+        ranks.first_does(lambda: _start(folder, loop, tensors, about or {}, overwrite))
     return loop, folder
+
+
+def _start(folder: RunFolder, loop: Loop, tensors: dict[str, Tensor], about: dict[str, Any], overwrite: bool) -> None:
+    folder.start(loop.model if loop.pieces is None else loop.pieces.whole, loop.settings, about, overwrite)
+    folder.save_state(tensors, loop.state())
+
+
+def _agree(ranks: Ranks, model: Model, train: int, valid: int, settings: Settings) -> None:
+    """Refuse to train one model on several processes that were given different things.
+
+    Raises:
+        ConfigError: says what differs.
+    """
+    told = {
+        "number of training examples": train,
+        "number of validation examples": valid,
+        "number of weights": sum(p.numel() for p in model.parameters()),
+        "settings": zlib.crc32(repr(settings).encode()),
+    }
+    for name, *values in zip(told, *(t.tolist() for t in ranks.gathered(torch.tensor([*told.values()]))), strict=True):
+        if len(set(values)) > 1:
+            raise ConfigError(f"the processes of this run differ in their {name}: give every process the same data and options")
 
 
 def _settings(settings: dict[str, Any], out: str | Path | None, resume: bool) -> Settings:
@@ -147,25 +173,32 @@ def train(
     >>> [(step.epoch, step.step) for step in steps]
     [(1, 1), (1, 2), (2, 3), (2, 4), (3, 5), (3, 6)]
     """
-    loop, folder = _prepare(model, x, valid, out, resume, overwrite, about, _settings(settings, out, resume))
-    yield from _steps(loop, folder)
+    with joined() as ranks:
+        loop, folder = _prepare(model, x, valid, out, resume, overwrite, about, _settings(settings, out, resume), ranks)
+        yield from _steps(loop, folder)
 
 
 def _steps(loop: Loop, folder: RunFolder | None) -> Iterator[Step]:
     every = loop.settings.checkpoint_every
-    with _tensorboard(folder, loop.settings.tensorboard) as log:
+    if not loop.ranks.first:
+        folder = None  # one process writes
+    with kept_heap(), _tensorboard(folder, loop.settings.tensorboard and loop.ranks.first) as log:
         try:
             for step in loop.run():
                 if step.record is not None:
                     log(step.record)
+                    due = loop.progress.done or step.record["epoch"] % every == 0
+                    # Pieces are put together by all processes, whether they write or not
+                    model = loop.gather() if loop.progress.done or step.record.get("improved") else loop.model
+                    tensors = loop.tensors() if due and (folder is not None or loop.pieces is not None) else {}
                     if folder is not None:
                         folder.add_row(step.record)
                         if step.record.get("improved"):
-                            folder.save_best(loop.model)
+                            folder.save_best(model)
                         if loop.progress.done:  # before the checkpoint that says so: a crash between them repeats an epoch
-                            folder.save_model(loop.model)
-                        if loop.progress.done or step.record["epoch"] % every == 0:
-                            folder.save_state(loop.tensors(), loop.state())
+                            folder.save_model(model)
+                        if due:
+                            folder.save_state(tensors, loop.state())
                 yield step
         except TrainingError as error:
             if folder is None:
@@ -214,23 +247,46 @@ def fit(
     ([1, 2], False)
     """
     began = time.perf_counter()
-    loop, folder = _prepare(model, x, valid, out, resume, overwrite, about, _settings(settings, out, resume))
-    rows = [] if folder is None else folder.rows()
-    interrupted = False
-    with _stop_signal() as stopped, bar(loop.total_steps, loop.progress.step, progress) as show:
+    with joined() as ranks:
+        loop, folder = _prepare(model, x, valid, out, resume, overwrite, about, _settings(settings, out, resume), ranks)
+        rows = [] if folder is None or not resume else folder.rows()
+        interrupted = _run(loop, folder, rows, progress)
+    model.eval()
+    return History(rows, time.perf_counter() - began, interrupted, None if folder is None else folder.path)
+
+
+def _run(loop: Loop, folder: RunFolder | None, rows: list[dict[str, Any]], progress: bool | None) -> bool:
+    """Take all steps, collecting the epochs' records, or as many as there are until a signal comes; whether one did."""
+    ranks, interrupted = loop.ranks, False
+    if ranks.first and ranks.world > loop.shards.count:
+        print(
+            f"{ranks.world - loop.shards.count} of {ranks.world} processes have nothing to do: the run was begun with "
+            f"{loop.shards.count} shards, and keeps them",
+            file=sys.stderr,
+        )
+    shown = progress if ranks.first else False
+    with _stop_signal(ranks.world) as stopped, bar(loop.total_steps, loop.progress.step, shown) as show:
+        loop.asked = stopped
         for step in _steps(loop, folder):
             show(step)
             if step.record is not None:
                 rows.append(step.record)
-            if stopped() and not loop.progress.done:
+            # Several processes stop after one and the same step, the first after which all know that one of them must
+            if (stopped() if ranks.world == 1 else loop.stop) and not loop.progress.done:
                 interrupted = True
                 break
     if interrupted and folder is not None:
         loop.check_weights()
-        folder.save_state(loop.tensors(), loop.state())
-        print(f"stopped after step {loop.progress.step}; go on with: {_how_to_resume(folder)}", file=sys.stderr, flush=True)
-    model.eval()
-    return History(rows, time.perf_counter() - began, interrupted, None if folder is None else folder.path)
+        tensors = loop.tensors()
+        ranks.first_does(lambda: folder.save_state(tensors, loop.state()))
+        if ranks.first:
+            told = f"stopped after step {loop.progress.step}; go on with: {_how_to_resume(folder)}"
+            print(told, file=sys.stderr, flush=True)
+    if loop.pieces is not None:
+        loop.gather()
+    if loop.together:
+        torch.manual_seed(loop.settings.seed)  # each process drew other numbers: let what comes after be the same in all
+    return interrupted
 
 
 def _how_to_resume(folder: RunFolder) -> str:
@@ -242,17 +298,21 @@ def _how_to_resume(folder: RunFolder) -> str:
 
 
 @contextlib.contextmanager
-def _stop_signal() -> Iterator[Callable[[], bool]]:
-    """Turn SIGINT and SIGTERM into a flag for the time of a block; a second Ctrl-C stops at once, as usual."""
-    asked: list[int] = []
+def _stop_signal(world: int) -> Iterator[Callable[[], bool]]:
+    """Turn SIGINT and SIGTERM into a flag for the time of a block; a second Ctrl-C stops at once, as usual.
+
+    Of several processes each gets a Ctrl-C twice, from the terminal and from torchrun: there one counts for some seconds.
+    """
+    asked: list[float] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False  # only the main thread may set handlers
         return
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if asked and number == signal.SIGINT:
+        now = time.monotonic()
+        if asked and number == signal.SIGINT and (world == 1 or now - asked[0] > AGAIN):
             raise KeyboardInterrupt
-        asked.append(number)
+        asked.append(now)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from xhat.data import Examples
 from xhat.errors import CheckpointError, ConfigError, TrainingError
-from xhat.models.base import Model, Stage, quiet
+from xhat.models.base import Model, Stage
 from xhat.models.files import put_state, state_of
-from xhat.networks.bayesian_models import is_bayesian, kl
-from xhat.objectives import SquaredError, Terms
+from xhat.networks.bayesian_models import is_bayesian
+from xhat.networks.precision import reduced
+from xhat.objectives import SquaredError
+from xhat.ranks import Ranks, own_device
+from xhat.training.choice import engine_for
+from xhat.training.distributed import Sharded, Shards, Work, refuse_shards
+from xhat.training.engine import Engine, Taken, put_random_states, random_states
+from xhat.training.fsdp import InPieces, Pieces, moved, refuse_pieces
+from xhat.training.optimizer import Optimizer
+from xhat.training.program import Program
 from xhat.training.settings import Settings
+from xhat.training.validation import validate as judged
 
-CHUNK = 1000  # examples at once in validation, and
-ELEMENTS = 20_000_000  # numbers at once that the likelihood makes for them
+READ_EVERY = 50  # steps between two readings of the losses, where reading waits for a device
+ABOARD = 0.5  # share of a device's free memory that the examples may take
 
 
 class Step(NamedTuple):
     """One step of training.
 
-    ``loss`` is the batch's mean, in the objective's unit. ``record`` is the epoch's line of the log, at its last step.
+    ``loss`` is the batch's mean, in the objective's unit; on a device that works on its own, that of the last batch read (every
+    50 steps). ``record`` is the epoch's line of the log, at its last step.
     """
 
     stage: str
@@ -52,18 +63,66 @@ class Progress:
     rows: int = 0
 
 
-class Loop:
-    """Trains a model through its stages."""
+def _aboard(examples: Examples, device: torch.device) -> Examples:
+    """The examples in a CUDA device's memory, where they fit; else as they are."""
+    if device.type != "cuda" or not examples.resident:
+        return examples
+    free, _ = torch.cuda.mem_get_info(device)
+    return examples.to(device) if examples.nbytes <= ABOARD * free else examples
 
-    def __init__(self, model: Model, train: Examples, valid: Examples | None, settings: Settings) -> None:
-        self.model, self.train, self.valid, self.settings = model, train, valid, settings
-        self.device = model.device
+
+class Loop:
+    """Trains a model through its stages.
+
+    Args:
+        model: where it is to be trained.
+        train: what it is trained on, the same in every process.
+        valid: what it is judged on.
+        settings: how.
+        ranks: the processes that share the work.
+        shards: into how many parts a batch is cut; the settings' number unless given.
+
+    Attributes:
+        asked: says whether this process was asked to stop.
+        stop: whether any process was; all of them know it after the same step.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        train: Examples,
+        valid: Examples | None,
+        settings: Settings,
+        ranks: Ranks | None = None,
+        shards: int | None = None,
+    ) -> None:
+        self.ranks = Ranks() if ranks is None else ranks
+        self.pieces: Pieces | None = None
+        if settings.shard_weights:
+            refuse_pieces(model, settings)
+            if self.ranks.world > 1:
+                self.pieces = Pieces(model, torch.device(own_device(settings.device)), self.ranks)
+        self.model, self.settings = model if self.pieces is None else self.pieces.model, settings
+        self.asked: Callable[[], bool] = lambda: False
+        self.stop = False
+        self.device = self.model.device
+        self.source = train
+        self.train, self.valid = _aboard(train, self.device), valid
         self.progress = Progress()
-        self.stages = model.stages()
+        self.unread: list[Taken] = []  # steps whose losses lie on the device still
+        self.loss = math.nan
+        self.stages = self.model.stages()
         self.batch_size = min(settings.batch_size or 128, len(train))
         # A last batch of one example, which batch normalisation cannot take, joins the one before.
         self.batches = max(1, math.ceil((len(train) - 1) / self.batch_size))
         self.best: dict[str, Tensor] | None = None
+        count = shards or settings.shards or self.ranks.world
+        if count > self.batch_size:
+            raise ConfigError(
+                f"a batch of {self.batch_size} examples cannot be cut into {count} shards: raise batch_size (--batch-size), or "
+                "start fewer processes"
+            )
+        self.shards = Shards(count, self.batch_size, self.batches, len(train))
         self._enter(0)
 
     @property
@@ -81,21 +140,47 @@ class Loop:
         """Steps of all stages, if nothing stops them early."""
         return self.batches * sum(self.epochs(stage) for stage in range(len(self.stages)))
 
-    def _enter(self, stage: int) -> None:
+    def _enter(self, stage: int, engine: str | None = None) -> None:
         self.progress.stage, self.progress.epoch, self.progress.batch = stage, 0, 0
         self.progress.best, self.progress.best_epoch, self.progress.waited = math.inf, 0, 0
         self.best = None
-        cls = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.settings.optimizer]
+        settings = self.settings
         parameters = [p for p in self.stage.module.parameters() if p.requires_grad]
         if not parameters:
             raise ConfigError(f"nothing can be trained in {self.stage.name}: every parameter is frozen (requires_grad is False)")
-        # Random weights are paid for as every latent is: their divergence from the prior, shared among the examples.
-        self.random_weights = is_bayesian(self.stage.module)
-        if self.random_weights and isinstance(self.stage.objective, SquaredError):
+        if is_bayesian(self.stage.module) and isinstance(self.stage.objective, SquaredError):
             raise ConfigError(
                 "random weights need a loss in nats, and the squared error is none: use objectives.NegativeLogLikelihood"
             )
-        self.optimizer = cls(parameters, lr=self.settings.lr, weight_decay=self.settings.weight_decay, fused=True)
+        moving = moved(parameters, self.pieces)
+        self.optimizer = Optimizer(settings.optimizer, moving, settings.weight_decay, settings.epsilon)
+        program = Program(self.stage, self.model.gradient, parameters, len(self.train))
+        self.engine = self._engine(engine or settings.engine, program, self.batches * self.epochs(stage))
+
+    @property
+    def together(self) -> bool:
+        """Whether batches are cut, or shared with other processes."""
+        return self.shards.count > 1 or self.ranks.world > 1
+
+    def _engine(self, name: str, program: Program, steps: int) -> Engine:
+        clip, count = self.settings.clip, self.shards.count
+        if not self.together:
+            return engine_for(name, program, self.optimizer, clip, self.batch_size, self.train, steps)
+        if name == "graphs":
+            raise ConfigError(
+                "the engine graphs records the whole step of one process, and between its derivative and its move the shards are "
+                "added up: use engine='compiled' (--engine compiled)"
+            )
+        if count > 1:
+            whole = self.model if self.pieces is None else self.pieces.whole
+            few = whole.given(self.source[: min(4, len(self.source))])
+            refuse_shards(whole, self.stage if self.pieces is None else whole.stages()[0], few, count)
+        work = Work(self.shards, self.ranks, self.settings.seed, lambda: self.progress.step, lambda: self.asked())
+        if self.pieces is not None:
+            return InPieces(program, self.optimizer, clip, self.batch_size, self.pieces, work)
+        # Chosen by where the examples came from, so that no graph is
+        inner = engine_for(name, program, self.optimizer, clip, self.batch_size // count, self.source, steps)
+        return Sharded(inner, work)
 
     def rate(self, done: float) -> float:
         """The learning rate when ``done`` epochs of the stage are done."""
@@ -108,74 +193,76 @@ class Loop:
             return settings.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
         return settings.lr
 
-    def order(self) -> Tensor:
+    def order(self) -> Any:
         """This epoch's order of the examples: a function of the seed, the stage and the epoch."""
-        generator = torch.Generator()
         # Weights that keep (seed, stage, epoch) apart; manual_seed scrambles neighbouring seeds.
-        generator.manual_seed((self.settings.seed * 1_000_003 + self.progress.stage * 10_007 + self.progress.epoch) % 2**63)
-        return torch.randperm(len(self.train), generator=generator)
+        seed = (self.settings.seed * 1_000_003 + self.progress.stage * 10_007 + self.progress.epoch) % 2**63
+        return seed if self.together else self.train.order(seed)  # a shard may have an order of its own
+
+    def bounds(self) -> list[tuple[int, int]]:
+        """Where the batches that are left of this epoch begin and end in its order."""
+        starts = range(self.progress.batch * self.batch_size, self.batches * self.batch_size, self.batch_size)
+        return [(start, start + self.batch_size) for start in starts[:-1]] + [(starts[-1], len(self.train))]
 
     def run(self) -> Iterator[Step]:
         """Train; each step is yielded after it is taken, when the state can be written down."""
         progress = self.progress
         while not progress.done:
             self.stage.module.train()
-            order = self.order()
-            while progress.batch < self.batches:
-                start = progress.batch * self.batch_size
-                x = self.model.given(self.train[order[start : self._end(start)]])
-                loss = self._step(x)
-                last = progress.batch == self.batches
-                record = self._end_epoch() if last else None
-                stage = self.stage.name if record is None else record["stage"]
-                epoch = progress.epoch + 1 if record is None else record["epoch"]
-                yield Step(stage, epoch, progress.step, self.total_steps, loss, record)
-                if last:
-                    break
+            with contextlib.closing(self.engine.steps(self.train, self.order(), self.bounds())) as steps:  # type: ignore[type-var]
+                while progress.batch < self.batches:
+                    self._take(steps)
+                    last = progress.batch == self.batches
+                    record = self._end_epoch() if last else None
+                    stage = self.stage.name if record is None else record["stage"]
+                    epoch = progress.epoch + 1 if record is None else record["epoch"]
+                    yield Step(stage, epoch, progress.step, self.total_steps, self.loss, record)
+                    if last:
+                        break
 
-    def _end(self, start: int) -> int:
-        """Where the batch that starts here ends."""
-        return len(self.train) if self.progress.batch == self.batches - 1 else start + self.batch_size
-
-    def _step(self, x: Tensor) -> float:
+    def _take(self, steps: Iterator[Taken]) -> None:
         progress, settings = self.progress, self.settings
         done = progress.epoch + progress.batch / self.batches
-        rate = self.rate(done)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        self.engine.rate = self.rate(done)
         self.stage.objective.at(done)
         self.model.gradient.at(done)
-        terms: Terms = self.stage.module(x)
-        loss = terms.loss.mean()
-        if self.random_weights:
-            weights_kl = kl(self.stage.module)
-            loss = loss + weights_kl / len(self.train)
-            terms.measures["weights_kl"] = weights_kl.expand(len(x))
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss is {value} at step {progress.step + 1} (epoch {progress.epoch + 1} of {self.stage.name}): lower the "
-                "learning rate (--lr), clip the gradient (--clip 1) or look at the data's range"
-            )
-        auxiliary = self.model.gradient.auxiliary_loss()
-        self.optimizer.zero_grad(set_to_none=True)
-        (loss if auxiliary is None else loss + auxiliary).backward()
-        if settings.clip is not None:
-            nn.utils.clip_grad_norm_(self.optimizer.param_groups[0]["params"], settings.clip)
-        self.optimizer.step()
-        weight = x.shape[0] / len(self.train)
-        for name, total in {"loss": value, **{k: float(v.detach().mean()) for k, v in terms.measures.items()}}.items():
-            progress.sums[name] = progress.sums.get(name, 0.0) + weight * total
+        with reduced(self.stage.module, settings.precision) if settings.precision != "float32" else contextlib.nullcontext():
+            self.unread.append(next(steps))
         progress.batch += 1
         progress.step += 1
-        return value
+        if self.device.type == "cpu" or len(self.unread) >= READ_EVERY:
+            self.read()
+
+    def read(self) -> None:
+        """Add the steps that were taken since the last reading to the epoch's sums.
+
+        Raises:
+            TrainingError: a loss among them is not finite.
+        """
+        if not self.unread:
+            return
+        progress, names = self.progress, self.unread[0].names
+        rows = torch.stack([taken.values for taken in self.unread]).tolist()
+        for number, (taken, row) in enumerate(zip(self.unread, rows, strict=True), progress.step - len(rows) + 1):
+            if not math.isfinite(row[0]):
+                raise TrainingError(
+                    f"the loss is {row[0]} at step {number} (epoch {progress.epoch + 1} of {self.stage.name}): lower the "
+                    "learning rate (--lr), clip the gradient (--clip 1) or look at the data's range"
+                )
+            weight = taken.size / len(self.train)
+            for name, value in zip(names, row, strict=False):  # after them, from shards, the wish to stop
+                progress.sums[name] = progress.sums.get(name, 0.0) + weight * value
+        self.stop = self.stop or (self.together and any(row[-1] > 0 for row in rows))
+        self.loss = rows[-1][0]
+        self.unread.clear()
 
     def _end_epoch(self) -> dict[str, Any]:
         """Validate, log, and go on to the next epoch, the next stage or the end."""
         progress, settings = self.progress, self.settings
+        self.read()
         self.check_weights()
         record: dict[str, Any] = {"stage": self.stage.name, "epoch": progress.epoch + 1, "step": progress.step}
-        record |= {"lr": self.optimizer.param_groups[0]["lr"]}
+        record |= {"lr": self.engine.rate}
         record |= {f"train_{name}": value for name, value in progress.sums.items()}
         if self.valid is not None:
             measures = self.validate(self.valid)
@@ -184,7 +271,7 @@ class Loop:
             if score < progress.best:
                 progress.best, progress.best_epoch, progress.waited = score, progress.epoch + 1, 0
                 record["improved"] = True
-                self.best = {name: tensor.clone() for name, tensor in state_of(self.model).items()}
+                self.best = {name: tensor.clone() for name, tensor in self._state().items()}
             elif progress.epoch + 1 > self.stage.objective.warmup:
                 progress.waited += 1
         progress.sums, progress.batch = {}, 0
@@ -193,7 +280,7 @@ class Loop:
         patience = settings.patience
         if progress.epoch >= self.epochs(progress.stage) or (patience is not None and progress.waited >= patience):
             if settings.keep == "best" and self.best is not None:
-                put_state(self.model, self.best, "the best weights")
+                self._put(self.best, "the best weights")
             if progress.stage + 1 < len(self.stages):
                 self._enter(progress.stage + 1)
             else:
@@ -207,7 +294,9 @@ class Loop:
             TrainingError: names the first such weights and the step.
         """
         for name, tensor in self.model.named_parameters():
-            if not bool(tensor.isfinite().all()):
+            own = tensor if self.pieces is None else self.pieces.own(tensor)
+            lost = not bool(own.isfinite().all())
+            if lost if self.pieces is None else self.ranks.any(lost):
                 raise TrainingError(
                     f"the weights {name} are no longer finite after step {self.progress.step} (epoch "
                     f"{self.progress.epoch + 1}): lower the learning rate (--lr) or clip the gradient (--clip 1)"
@@ -215,34 +304,42 @@ class Loop:
 
     def validate(self, x: Examples) -> dict[str, float]:
         """Means over examples of the loss and the measures, with random numbers of their own: the same at each epoch."""
-        sums: dict[str, float] = {}
-        devices = [self.device] if self.device.type == "cuda" else []
-        with quiet(self.stage.module), torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self.settings.seed)
-            # Judged by what the objective will be: weights that were best while the KL cost nothing are not wanted back.
-            self.stage.objective.at(math.inf)
-            chunk = max(1, min(CHUNK, ELEMENTS // (self.model.numbers * self.stage.objective.samples)))
-            for batch in x.batches(chunk):
-                terms: Terms = self.stage.module(self.model.given(batch))
-                for name, values in {"loss": terms.loss, **terms.measures}.items():
-                    sums[name] = sums.get(name, 0.0) + float(values.double().sum()) / len(x)
-        return sums
+        return judged(self.model, self.stage, x, self.settings.seed, self.shards.count, self.ranks)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor that the next step depends on, by name."""
-        state = {f"model/{name}": tensor for name, tensor in state_of(self.model).items()}
-        for index, slots in self.optimizer.state_dict()["state"].items():
-            state |= {f"optimizer/{index}/{name}": value for name, value in slots.items()}
-        if self.best is not None:
-            state |= {f"best/{name}": tensor for name, tensor in self.best.items()}
-        state["random/cpu"] = torch.random.get_rng_state()
-        if self.device.type == "cuda":
-            state["random/cuda"] = torch.cuda.get_rng_state(self.device)
-        return state
+        pieces, model, best, slots = self.pieces, self._state(), self.best, self.optimizer.tensors()
+        if pieces is not None:
+            model, slots = pieces.joined_state(model), pieces.joined_slots(slots)
+            best = None if best is None else pieces.joined_state(best)
+        state = {f"model/{name}": tensor for name, tensor in model.items()}
+        state |= {f"optimizer/{name}": tensor for name, tensor in slots.items()}
+        if best is not None:
+            state |= {f"best/{name}": tensor for name, tensor in best.items()}
+        return state | dict(zip(("random/cpu", "random/cuda"), random_states(self.device), strict=False))
+
+    def _state(self) -> dict[str, Tensor]:
+        return state_of(self.model) if self.pieces is None else self.pieces.state()
+
+    def _put(self, state: dict[str, Tensor], where: str) -> None:
+        if self.pieces is None:
+            put_state(self.model, state, where)
+        else:
+            self.pieces.put(state)
+
+    def gather(self) -> Model:
+        """The model that the loop was given, with its weights of now."""
+        if self.pieces is None:
+            return self.model
+        self.pieces.gather()
+        return self.pieces.whole
 
     def state(self) -> dict[str, Any]:
         """The rest of the state, as JSON."""
-        return {**asdict(self.progress), "examples": len(self.train), "batch_size": self.batch_size}
+        self.read()
+        about = {"examples": len(self.train), "batch_size": self.batch_size, "engine": self.engine.name}
+        about["shards"] = self.shards.count
+        return {**asdict(self.progress), **about}
 
     def restore(self, tensors: dict[str, Tensor], state: dict[str, Any], where: str) -> None:
         """Go back to where a checkpoint was written.
@@ -263,15 +360,15 @@ class Loop:
         def named(prefix: str) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
-        self._enter(state["stage"])
+        # The engine that the run began with, or its last digits would be others
+        self._enter(state["stage"], state.get("engine"))
         self.progress = Progress(**{name: state[name] for name in asdict(self.progress)})
-        put_state(self.model, named("model/"), where)
-        slots: dict[int, dict[str, Tensor]] = {}
-        for name, value in named("optimizer/").items():
-            index, slot = name.split("/")
-            slots.setdefault(int(index), {})[slot] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
-        self.best = {name: value.to(self.device) for name, value in named("best/").items()} or None
-        torch.random.set_rng_state(tensors["random/cpu"])
-        if self.device.type == "cuda" and "random/cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["random/cuda"], self.device)
+        model, best, slots = named("model/"), named("best/"), named("optimizer/")
+        if self.pieces is not None:
+            put_state(self.pieces.whole, model, where)  # refuses another model's
+            model, best, slots = self.pieces.pieces_of(model), self.pieces.pieces_of(best), self.pieces.slots_of(slots)
+        self._put(model, where)
+        self.optimizer.restore(slots, where)
+        self.best = {name: value.to(self.device) for name, value in best.items()} or None
+        states = [tensors[name] for name in ("random/cpu", "random/cuda") if name in tensors]
+        put_random_states(states, self.device)

@@ -11,6 +11,8 @@ from xhat.errors import ConfigError
 OPTIMIZERS = ("adam", "adamw")
 SCHEDULES = ("constant", "cosine")
 KEEP = ("best", "last")
+ENGINES = ("auto", "eager", "compiled", "graphs")
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,7 @@ class Settings:
         optimizer: "adam" or "adamw".
         lr: learning rate.
         weight_decay: of the optimiser.
+        epsilon: what the optimiser adds to the root of the second moment.
         schedule: "constant", or "cosine" down to 0 at the last step.
         warmup: epochs over which the learning rate rises from 0.
         clip: largest norm of the gradient; longer ones are scaled down.
@@ -32,6 +35,11 @@ class Settings:
         seed: of everything random.
         checkpoint_every: epochs between checkpoints.
         device: "auto", "cpu", "cuda".
+        engine: "eager", "compiled" (torch.compile), "graphs" (CUDA graphs), or "auto" for whichever ends soonest.
+        precision: "float32", or "bfloat16" for the networks' products, with float32 weights, densities and divergences.
+        shards: parts into which a batch is cut, and which the processes of a run share; as many as there are processes unless
+            given. With one number of shards a run is the same on any number of processes.
+        shard_weights: each process keeps a part of the weights and of the optimiser's state only (FSDP).
         tensorboard: also write TensorBoard's event files.
     """
 
@@ -41,6 +49,7 @@ class Settings:
     optimizer: str = "adam"
     lr: float = 1e-3
     weight_decay: float = 0.0
+    epsilon: float = 1e-8
     schedule: str = "constant"
     warmup: float = 0.0
     clip: float | None = None
@@ -49,6 +58,10 @@ class Settings:
     seed: int = 0
     checkpoint_every: int = 1
     device: str = "auto"
+    engine: str = "auto"
+    precision: str = "float32"
+    shards: int | None = None
+    shard_weights: bool = False
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
@@ -58,10 +71,11 @@ class Settings:
             fits = isinstance(value, kinds[kind]) and (kind == "bool" or not isinstance(value, bool))
             if not fits and not (value is None and none):
                 raise ConfigError(f"{field.name} must be of type {field.type}, was {value!r}")
-        for name, options in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("keep", KEEP)):
+        words = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "keep": KEEP, "engine": ENGINES, "precision": PRECISIONS}
+        for name, options in words.items():
             if getattr(self, name) not in options:
                 raise ConfigError(f"{name} must be one of {', '.join(options)}, was {getattr(self, name)!r}")
-        for name in ("epochs", "checkpoint_every", "pretrain_epochs", "batch_size", "patience"):
+        for name in ("epochs", "checkpoint_every", "pretrain_epochs", "batch_size", "patience", "shards"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, was {value}")
@@ -69,8 +83,9 @@ class Settings:
             raise ConfigError(f"device must be auto, cpu, cuda, cuda:N or mps, was {self.device!r}")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must be at least 0 and below 2^63, was {self.seed}")
-        if not 0 < self.lr < float("inf"):
-            raise ConfigError(f"lr must be above 0, was {self.lr}")
+        for name in ("lr", "epsilon"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name} must be above 0, was {getattr(self, name)}")
         for name in ("weight_decay", "warmup"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} must be at least 0, was {getattr(self, name)}")

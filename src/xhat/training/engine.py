@@ -1,0 +1,212 @@
+"""Engines: three ways to run the same step."""
+
+from __future__ import annotations
+
+import abc
+import types
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from xhat.data import Examples
+from xhat.errors import ConfigError, XhatError
+from xhat.training.optimizer import Optimizer
+from xhat.training.program import Derived, Program
+
+Bounds = Sequence[tuple[int, int]]
+
+
+class Taken(NamedTuple):
+    """One step that was taken: the number of its examples, what it measured, ``(M,)`` on the device, and the M names."""
+
+    size: int
+    values: Tensor
+    names: tuple[str, ...]
+
+
+class Engine(abc.ABC):
+    """Takes the steps of an epoch.
+
+    Args:
+        program: the loss and its derivative.
+        optimizer: what moves the weights.
+        clip: largest norm of the derivative, or None.
+        size: examples in a whole batch.
+
+    Attributes:
+        name: as in ``Settings.engine``.
+        rate: the learning rate, to be set before each step.
+    """
+
+    name: str
+
+    def __init__(self, program: Program, optimizer: Optimizer, clip: float | None, size: int) -> None:
+        self.program, self.optimizer, self.clip, self.size = program, optimizer, clip, size
+        self.rate = 0.0
+
+    @abc.abstractmethod
+    def steps(self, examples: Examples, order: Any, bounds: Bounds) -> Iterator[Taken]:
+        """Take a step for each stretch ``(start, stop)`` of an order of the examples, and yield after each."""
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the weights' device and dtype."""
+        return self.optimizer.parameters[0]
+
+    def fetched(self, examples: Examples, order: Any, bounds: Bounds) -> Iterator[Tensor]:
+        """The batches, where the weights are and of their kind."""
+        for x in examples.feed(order, bounds, pin=self.like.device.type == "cuda"):
+            yield x.to(self.like.device, self.like.dtype, non_blocking=True)
+
+    def update(self, derived: Derived, size: int, rate: float | Tensor) -> Taken:
+        """Clip the derivative and move the weights."""
+        values, derivatives, names = derived
+        used = [None if d is None else _laid(d, p) for d, p in zip(derivatives, self.optimizer.parameters, strict=True)]
+        if self.clip is not None:
+            norm = nn.utils.get_total_norm([d for d in used if d is not None])
+            share = (self.clip / (norm + 1e-6)).clamp(max=1.0)
+            used = [None if d is None else d * share for d in used]  # never in place: two weights may share a derivative
+        self.optimizer.step(used, rate)
+        return Taken(size, values, names)
+
+
+def _laid(derivative: Tensor, parameter: Tensor) -> Tensor:
+    """A derivative laid out in memory as its parameter is, which the fused kernel takes for granted."""
+    if derivative.stride() == parameter.stride():
+        return derivative
+    return torch.empty_like(parameter).copy_(derivative)
+
+
+class Eager(Engine):
+    """Operation by operation, as Python comes to them."""
+
+    name = "eager"
+
+    def steps(self, examples: Examples, order: Any, bounds: Bounds) -> Iterator[Taken]:
+        for x in self.fetched(examples, order, bounds):
+            yield self.update(self.program(x), len(x), self.rate)
+
+
+class Compiled(Engine):
+    """The loss and its derivative as one program from ``torch.compile``, with random numbers drawn as eager draws them.
+
+    A batch of another size than the whole ones (an epoch's last) is run eagerly, for it would be compiled for itself.
+
+    Args:
+        backend: of ``torch.compile``.
+        otherwise: called with the reason when the program cannot be compiled; training then goes on eagerly. Without it that is
+            an error.
+
+    Raises:
+        ConfigError: the program cannot be compiled.
+    """
+
+    name = "compiled"
+
+    def __init__(
+        self,
+        program: Program,
+        optimizer: Optimizer,
+        clip: float | None,
+        size: int,
+        *,
+        otherwise: Callable[[str], None] | None = None,
+        backend: str = "inductor",
+    ) -> None:
+        super().__init__(program, optimizer, clip, size)
+        self.otherwise = otherwise
+        self._run: Callable[[Tensor], Derived] | None = compiled(program, backend)
+        self._ran = False
+
+    def steps(self, examples: Examples, order: Any, bounds: Bounds) -> Iterator[Taken]:
+        for x in self.fetched(examples, order, bounds):
+            yield self.update(self.derive(x), len(x), self.rate)
+
+    def derive(self, x: Tensor) -> Derived:
+        """The program's results for one batch."""
+        if self._run is None or len(x) != self.size:
+            return self.program(x)
+        return self._run(x) if self._ran else self._first(self._run, x)
+
+    def _first(self, run: Callable[[Tensor], Derived], x: Tensor) -> Derived:
+        """The first run, which compiles, or finds out that this cannot be done."""
+        states = random_states(x.device)
+        try:
+            derived = run(x)
+        except XhatError:
+            raise
+        except Exception as error:  # the compiler may fail in any way; whether the model is to blame, the eager step tells
+            reason = _reason(error)
+            if self.otherwise is None:
+                raise ConfigError(
+                    f"the engine compiled cannot run {self.program.described}: {reason}; use engine='eager' (--engine eager)"
+                ) from error
+        else:
+            self._ran = True
+            return derived
+        self.otherwise(reason)
+        put_random_states(states, x.device)
+        self._run = None
+        return self.program(x)
+
+
+def compiled(program: Program, backend: str = "inductor") -> Callable[[Tensor], Derived]:
+    """A program in one piece from the compiler; called the first time, it is compiled.
+
+    Raises:
+        ConfigError: this version of torch cannot compile a derivative.
+    """
+    from torch._dynamo import config  # some seconds to import, and not needed by anybody who trains eagerly
+
+    if not hasattr(config, "trace_autograd_ops"):
+        raise ConfigError(f"the engine compiled needs torch 2.13 or newer, this is {torch.__version__}: use engine='eager'")
+    from xhat.networks.products import better_without_mkl
+    from xhat.training.products import OneDNNProducts
+
+    options: dict[str, Any] = {"guard_filter_fn": _watched}
+    if backend == "inductor":
+        options["fallback_random"] = True  # torch's own generators, so that eager draws the same numbers
+        if better_without_mkl():
+            options["post_grad_custom_post_pass"] = OneDNNProducts()
+    # A code object of its own: what is compiled is kept by code object, and the models of one process would share one.
+    text = Program.__call__
+    own = types.FunctionType(text.__code__.replace(), text.__globals__, text.__name__, text.__defaults__, text.__closure__)
+    run = torch.compile(own, fullgraph=True, dynamic=False, backend=backend, options=options)
+
+    def call(x: Tensor) -> Derived:
+        with config.patch(trace_autograd_ops=True):  # asked for at every call, for any may have to compile again
+            return run(program, x)
+
+    return call
+
+
+def _watched(guards: Sequence[Any]) -> list[bool]:
+    """What is looked at before each step to see whether the program still holds.
+
+    Every number, word and flag, and which parts the model is made of. Not every tensor and dictionary of every layer: they stay
+    what they are while a model is trained, and looking at them takes longer than a small product.
+    """
+    values = {"EQUALS_MATCH", "CONSTANT_MATCH", "SEQUENCE_LENGTH"}
+    parts = {"TYPE_MATCH", "ID_MATCH", "NONE_MATCH"}
+    return [g.guard_type in values or (g.guard_type in parts and g.name.count("_modules") <= 2) for g in guards]
+
+
+def _reason(error: Exception) -> str:
+    """The first telling line of a compiler's message."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".:") if lines else type(error).__name__
+
+
+def random_states(device: torch.device) -> list[Tensor]:
+    """The state of torch's generators, the CPU's and the device's."""
+    states = [torch.random.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def put_random_states(states: list[Tensor], device: torch.device) -> None:
+    """Put back what :func:`random_states` gave."""
+    torch.random.set_rng_state(states[0])
+    if device.type == "cuda" and len(states) > 1:
+        torch.cuda.set_rng_state(states[1], device)

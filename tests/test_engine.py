@@ -1,0 +1,510 @@
+"""Engines: whatever runs the step, the numbers are those of the eager step with the same seeds."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+import catalogue
+import xhat
+from xhat import VAE, conditionals, objectives, priors
+from xhat.data import Examples
+from xhat.errors import ConfigError, TrainingError
+from xhat.models.base import Model
+from xhat.networks import MLP, products
+from xhat.networks.precision import reduced
+from xhat.networks.products import WORTH
+from xhat.training.choice import COMPILATION, engine_for, saving
+from xhat.training.engine import Compiled, Eager, Engine
+from xhat.training.graphs import WARM, Graphs
+from xhat.training.loop import Loop
+from xhat.training.optimizer import Optimizer
+from xhat.training.products import OneDNNProducts
+from xhat.training.program import Program
+from xhat.training.settings import Settings
+
+# torch's own, while it traces and compiles
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),
+]
+
+BATCH = 8
+X = torch.rand(70, 12, generator=torch.Generator().manual_seed(0)).round()
+
+
+def parts(model: Model, stage: int = -1) -> tuple[Program, Optimizer]:
+    torch._dynamo.reset()
+    model.train()
+    chosen = model.stages()[stage]
+    parameters = [p for p in chosen.module.parameters() if p.requires_grad]
+    return Program(chosen, model.gradient, parameters, 100), Optimizer("adam", parameters)
+
+
+def eager(program: Program, optimizer: Optimizer) -> Engine:
+    return Eager(program, optimizer, None, BATCH)
+
+
+def traced(program: Program, optimizer: Optimizer) -> Engine:
+    """Everything of the compiled engine but the C++ compiler, which would take minutes for so many models."""
+    return Compiled(program, optimizer, None, BATCH, backend="aot_eager")
+
+
+def replayed(program: Program, optimizer: Optimizer) -> Engine:
+    """What a CUDA graph is recorded from, run without one: the same tensors, the same indexing."""
+    return Graphs(program, optimizer, None, BATCH, compile=False, record=lambda step: step)
+
+
+def trained(make: Callable[[], Model], engine: Callable[[Program, Optimizer], Engine], stage: int = -1) -> list[torch.Tensor]:
+    """Everything that some steps leave behind: what they measured, the weights, the buffers."""
+    torch.manual_seed(0)
+    model = make()
+    program, optimizer = parts(model, stage)
+    examples = Examples(catalogue.examples(model, 3 * BATCH).to(model.like.dtype))
+    torch.manual_seed(1)
+    runs = engine(program, optimizer)
+    runs.rate = 1e-3
+    order = examples.order(0)
+    left = []
+    model.objective.at(0.5)
+    model.gradient.at(0.5)
+    for taken in runs.steps(examples, order, [(start, start + BATCH) for start in range(0, 3 * BATCH, BATCH)]):
+        assert taken.size == BATCH
+        left.append(taken.values)
+    return [*left, *(p.detach().clone() for p in model.parameters()), *(b.clone() for b in model.buffers())]
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor], **tolerance: float) -> None:
+    assert len(a) == len(b)
+    for left, right in zip(a, b, strict=True):
+        torch.testing.assert_close(left, right, **({"rtol": 1e-4, "atol": 1e-5} | tolerance))
+
+
+# Every model under every engine
+
+_POSTERIORS = [f"vae: {name} → bernoulli" for name in catalogue.RANDOM if f"vae: {name} → bernoulli" in catalogue.MODELS]
+_LIKELIHOODS = [f"vae: normal → {name}" for name in catalogue.RANDOM if f"vae: normal → {name}" in catalogue.MODELS]
+CHOSEN = sorted({*_POSTERIORS, *_LIKELIHOODS, *catalogue.RECIPES})
+# The draws of torch's Categorical come transposed, which this backend, unlike inductor, takes amiss.
+STRIDES = {"vae: categorical → bernoulli"}
+
+
+@pytest.mark.parametrize("name", [name for name in CHOSEN if name not in STRIDES])
+def test_a_traced_model_is_trained_as_eagerly(name):
+    same(trained(catalogue.MODELS[name], eager), trained(catalogue.MODELS[name], traced))
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_the_step_that_a_graph_records_is_the_eager_one(name):
+    # but for the learning rate, which a graph reads from a float32
+    same(trained(catalogue.MODELS[name], eager), trained(catalogue.MODELS[name], replayed), rtol=1e-5, atol=1e-6)
+
+
+def test_every_stage_of_a_stacked_model_is_traced():
+    make = lambda: xhat.build("stacked", shape=(12,), latent=2, hidden=[8, 4], corruption="masking:0.3")  # noqa: E731
+    for stage in range(4):
+        same(trained(make, eager, stage), trained(make, traced, stage))
+
+
+# Every gradient under every engine
+
+LAWS = {
+    "normal": (lambda: conditionals.Normal(MLP(6, [5]), event=(3,)), lambda: priors.StandardNormal(3)),
+    "bernoulli": (lambda: conditionals.Bernoulli(MLP(6, [5]), event=(3,)), lambda: priors.Bernoulli(3)),
+    "one-hot": (
+        lambda: conditionals.OneHotCategorical(MLP(6, [5]), event=(2, 3)),
+        lambda: priors.OneHotCategorical((2, 3)),
+    ),
+}
+OBJECTIVES = {"elbo": lambda: objectives.ELBO(samples=4), "iwae": lambda: objectives.IWAE(4)}
+# These read values of what they draw, which no traced program can: Sobol' points, and antithetic copies of a random order
+UNTRACEABLE = {"pathwise, sobol", "carms"}
+# Its network is made for a context of another shape than these models'
+OF_ANOTHER_CONTEXT = {"score, network"}
+
+
+def with_gradient(gradient: str, law: str, objective: str) -> Model | None:
+    """A model, where the three fit each other."""
+    posterior, prior = LAWS[law]
+    likelihood = lambda event: conditionals.Bernoulli(MLP(event, [5]), event=(6,))  # noqa: E731
+    torch.manual_seed(0)
+    q = posterior()
+    try:
+        return VAE(prior(), q, likelihood(q.event), OBJECTIVES[objective](), catalogue.GRADIENTS[gradient]())
+    except ConfigError:
+        return None
+
+
+FITTING = [
+    (gradient, law, objective)
+    for gradient in catalogue.GRADIENTS
+    if gradient not in OF_ANOTHER_CONTEXT
+    for objective in OBJECTIVES
+    for law in [law for law in LAWS if with_gradient(gradient, law, objective) is not None][-1:]
+]
+
+
+@pytest.mark.parametrize(("gradient", "law", "objective"), [row for row in FITTING if row[0] not in UNTRACEABLE])
+def test_a_traced_gradient_is_the_eager_one(gradient, law, objective):
+    make = lambda: with_gradient(gradient, law, objective)  # noqa: E731
+    same(trained(make, eager), trained(make, traced))
+
+
+@pytest.mark.parametrize(("gradient", "law", "objective"), [row for row in FITTING if row[0] in UNTRACEABLE])
+def test_what_cannot_be_traced_is_refused_by_name_or_run_eagerly(gradient, law, objective):
+    make = lambda: with_gradient(gradient, law, objective)  # noqa: E731
+    name = type(make().gradient).__name__
+    with pytest.raises(ConfigError, match=rf"the engine compiled cannot run VAE with ELBO and {name}: .*use engine='eager'"):
+        trained(make, traced)
+    said: list[str] = []
+    fallen = trained(make, lambda p, o: Compiled(p, o, None, BATCH, backend="aot_eager", otherwise=said.append))
+    same(trained(make, eager), fallen, rtol=0.0, atol=0.0)  # also the random numbers are those of a run that never tried
+    assert len(said) == 1
+
+
+def test_random_weights_are_paid_for_in_every_engine():
+    def make() -> Model:
+        return xhat.networks.bayesian(xhat.build("vae", shape=(12,), latent=2, hidden=[5], likelihood="bernoulli"))
+
+    a, b = trained(make, eager), trained(make, traced)
+    same(a, b)
+    assert len(a[0]) == 5  # loss, elbo, log p(x|z), KL of the codes, KL of the weights
+
+
+@pytest.mark.parametrize("change", ["number", "flag", "part"])
+def test_what_is_changed_between_steps_counts_at_the_next_one(change):
+    def run(engine: Callable[[Program, Optimizer], Engine]) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = xhat.build("vae", shape=(12,), latent=2, hidden=[5], likelihood="bernoulli")
+        model.posterior.network.layers.append(nn.Dropout(0.5))
+        program, optimizer = parts(model)
+        runs = engine(program, optimizer)
+        runs.rate = 1e-2
+        torch.manual_seed(1)
+        left = []
+        steps = runs.steps(Examples(X), Examples(X).order(0), [(start, start + BATCH) for start in range(0, 48, BATCH)])
+        for number, taken in enumerate(steps):
+            left.append(taken.values)
+            if number == 2 and change == "number":
+                model.objective.free_bits = 1.5
+            elif number == 2 and change == "flag":
+                model.eval()
+            elif number == 2:
+                model.objective = objectives.ELBO(beta=3.0, kl="sampled", samples=2)
+        return left
+
+    unchanged, changed = run(eager), run(traced)
+    same(unchanged, changed)
+    assert not torch.allclose(unchanged[2], unchanged[3])
+
+
+# The compiler itself
+
+
+def test_compiled_training_ends_where_eager_training_ends():
+    def run(engine: str) -> tuple[Model, list[dict[str, float]]]:
+        torch.manual_seed(0)
+        model = xhat.build("vae", shape=(12,), latent=3, hidden=[16], likelihood="bernoulli", beta_warmup=2)
+        settings = {"epochs": 3, "batch_size": 16, "seed": 3, "clip": 1.0, "schedule": "cosine", "engine": engine}
+        return model, xhat.fit(model, X, valid=X[:9], **settings).rows
+
+    (a, rows_a), (b, rows_b) = run("eager"), run("compiled")
+    same(list(a.parameters()), list(b.parameters()))
+    for left, right in zip(rows_a, rows_b, strict=True):
+        assert left.keys() == right.keys()
+        for name in left.keys() - {"stage"}:
+            assert right[name] == pytest.approx(left[name], rel=1e-4), name
+
+
+def test_large_products_go_through_onednn_and_keep_their_values():
+    a, b, c = torch.randn(100, 300), torch.randn(200, 300), torch.randn(200)
+    assert WORTH <= 2 * 100 * 200 * 300
+
+    def products(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        forward = nn.functional.linear(a, b, c)
+        return forward, forward @ b, forward.t() @ a, torch.addmm(forward, a, b.t())
+
+    seen: list[str] = []
+
+    class Watching(OneDNNProducts):
+        def __call__(self, graph: torch.fx.Graph) -> None:
+            super().__call__(graph)
+            seen.extend(str(node.target) for node in graph.nodes if node.op == "call_function")
+
+        def uuid(self) -> str:
+            return f"{super().uuid()} watched by {os.getpid()}"
+
+    got = torch.compile(products, options={"post_grad_custom_post_pass": Watching()})(a, b, c)
+    for left, right in zip(got, products(a, b, c), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-3)
+    assert seen.count("xhat.product.default") >= 2
+    assert seen.count("xhat.product_plus.default") == 1  # a sum with a whole matrix is none of a linear layer's
+
+
+def test_inference_goes_through_onednn_and_keeps_its_values(monkeypatch):
+    torch.manual_seed(0)
+    model = xhat.build("vae", shape=(300,), latent=4, hidden=[200], likelihood="bernoulli")
+    x = torch.rand(200, 300).round()
+    calls = []
+    whole = products.linear
+    monkeypatch.setattr(products, "linear", lambda *given: calls.append(1) or whole(*given))
+    found = []
+    for better in (False, True):
+        monkeypatch.setattr(products, "better_without_mkl", lambda better=better: better)
+        found.append(model.reconstruct(x))
+        assert len(calls) == (2 if better else 0)  # the two large layers of four
+    torch.testing.assert_close(*found)
+    model.loss(x).sum().backward()  # a derivative needs torch's own
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("asked", ["auto", "compiled"])
+def test_without_a_compiler_auto_says_one_line_and_goes_on(asked, tmp_path):
+    code = f"""
+import torch, xhat
+from xhat.training import choice
+choice.COMPILATION = 0.0
+model = xhat.build("vae", shape=(12,), latent=3, hidden=[7], likelihood="bernoulli")
+print(xhat.fit(model, torch.rand(64, 12).round(), epochs=1, batch_size=16, engine={asked!r}))
+"""
+    environment = {**os.environ, "CXX": "/no/such/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300)
+    if asked == "auto":
+        assert done.returncode == 0, done.stderr
+        assert "finished after 1 epochs" in done.stdout
+        lines = [line for line in done.stderr.splitlines() if line.startswith("engine: ")]
+        assert len(lines) == 1
+        assert lines[0].startswith("engine: eager, because VAE with ELBO and Pathwise could not be compiled here")
+    else:
+        assert done.returncode != 0
+        assert "use engine='eager'" in done.stderr.splitlines()[-1]
+
+
+# Graphs
+
+
+def test_a_graph_is_recorded_once_and_the_rest_of_an_epoch_runs_without_it():
+    torch.manual_seed(0)
+    model = xhat.build("vae", shape=(12,), latent=2, hidden=[5], likelihood="bernoulli")
+    recorded = []
+
+    def record(step: Callable[[], None]) -> Callable[[], None]:
+        recorded.append(step)
+        return step
+
+    program, optimizer = parts(model)
+    graphs = Graphs(program, optimizer, None, 16, compile=False, record=record)
+    examples = Examples(X)
+    bounds = [(start, min(start + 16, 70)) for start in range(0, 70, 16)]
+    sizes = []
+    for epoch in range(3):
+        for rate in (1e-3,):
+            graphs.rate = rate
+        sizes += [taken.size for taken in graphs.steps(examples, examples.order(epoch), bounds)]
+    assert sizes == [16, 16, 16, 16, 6] * 3
+    assert len(recorded) == 1
+    assert graphs.warm == WARM
+
+
+def test_a_graph_follows_the_order_the_rate_and_the_schedules_from_anywhere_in_an_epoch():
+    def run(engine: Callable[[Program, Optimizer], Engine]) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = xhat.build("vae", shape=(12,), latent=2, hidden=[5], likelihood="bernoulli", beta=2.0, beta_warmup=4)
+        program, optimizer = parts(model)
+        runs = engine(program, optimizer)
+        examples = Examples(X)
+        torch.manual_seed(1)
+        for epoch, begin in ((0, 16), (1, 0), (2, 48)):
+            bounds = [(start, min(start + BATCH, 70)) for start in range(begin, 70, BATCH)]
+            steps = runs.steps(examples, examples.order(epoch), bounds)
+            for number in range(len(bounds)):
+                runs.rate = 1e-2 / (1 + epoch + number)
+                model.objective.at(epoch + number / 10)
+                next(steps)
+        return [p.detach() for p in model.parameters()]
+
+    same(run(eager), run(replayed), rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_that_cannot_be_recorded_goes_on_without_a_graph():
+    def refuse(step: Callable[[], None]) -> Callable[[], None]:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    said: list[str] = []
+
+    def stubborn(program: Program, optimizer: Optimizer) -> Engine:
+        return Graphs(program, optimizer, None, BATCH, compile=False, record=refuse, otherwise=said.append)
+
+    def run(engine: Callable[[Program, Optimizer], Engine]) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = xhat.build("autoencoder", shape=(12,), latent=2, hidden=[5])
+        program, optimizer = parts(model)
+        runs = engine(program, optimizer)
+        runs.rate = 1e-2
+        list(runs.steps(Examples(X), Examples(X).order(0), [(start, start + BATCH) for start in range(0, 64, BATCH)]))
+        return [p.detach() for p in model.parameters()]
+
+    same(run(eager), run(stubborn), rtol=1e-5, atol=1e-6)
+    assert said == ["operation not permitted when stream is capturing"]
+
+
+# The choice
+
+
+def small() -> tuple[Program, Optimizer]:
+    return parts(xhat.build("autoencoder", shape=(12,), latent=2, hidden=[5]))
+
+
+def test_auto_compiles_only_where_it_saves_more_than_compiling_takes():
+    program, optimizer = small()
+    few = int(COMPILATION / saving(program, 16, 1)) - 1
+    assert engine_for("auto", program, optimizer, None, 16, Examples(X), few).name == "eager"
+    assert engine_for("auto", program, optimizer, None, 16, Examples(X), few + 2).name == "compiled"
+
+
+def test_graphs_are_refused_without_their_device():
+    with pytest.raises(ConfigError, match="needs a CUDA device"):
+        engine_for("graphs", *small(), None, 16, Examples(X), 10)
+
+
+def test_a_resumed_run_keeps_its_engine():
+    make = lambda: xhat.build("autoencoder", shape=(12,), latent=2, hidden=[5])  # noqa: E731
+    first = Loop(make(), Examples(X), None, Settings(engine="compiled"))
+    second = Loop(make(), Examples(X), None, Settings(engine="auto"))
+    assert second.engine.name == "eager"
+    second.restore(first.tensors(), first.state(), "here")
+    assert second.engine.name == "compiled"
+
+
+# The optimiser and the derivative
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_the_optimizer_is_torchs(name):
+    cls = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    generator = torch.Generator().manual_seed(0)
+    ours = [nn.Parameter(torch.randn(5, 3, generator=generator)), nn.Parameter(torch.randn(4, generator=generator))]
+    theirs = [nn.Parameter(p.detach().clone()) for p in ours]
+    mine = Optimizer(name, ours, weight_decay=0.1, epsilon=1e-4)
+    other = cls(theirs, weight_decay=0.1, eps=1e-4)
+    for step in range(20):
+        derivatives = [torch.randn(p.shape, generator=generator) for p in ours]
+        other.param_groups[0]["lr"] = 0.1 / (1 + step)
+        for p, derivative in zip(theirs, derivatives, strict=True):
+            p.grad = derivative.clone()
+        if step % 3 == 0:  # a weight that had no part in the loss
+            derivatives[1], theirs[1].grad = None, None
+        mine.step(derivatives, 0.1 / (1 + step))
+        other.step()
+    same([p.detach() for p in ours], [p.detach() for p in theirs], rtol=1e-5, atol=1e-7)
+
+
+def test_a_derivative_in_another_layout_moves_the_right_weights():
+    class Transposed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.arange(6.0).reshape(2, 3))
+
+    module = Transposed()
+    derivative = torch.arange(6.0).reshape(3, 2).t()  # the same numbers, column by column in memory
+    program, _ = small()
+    optimizer = Optimizer("adam", [module.weight])
+    expected = nn.Parameter(module.weight.detach().clone())
+    expected.grad = derivative.contiguous()
+    torch.optim.Adam([expected], lr=0.5).step()
+    Eager(program, optimizer, None, 1).update((torch.zeros(1), (derivative,), ("loss",)), 1, 0.5)
+    torch.testing.assert_close(module.weight, expected)
+
+
+def test_clipping_scales_a_derivative_that_two_weights_share_once():
+    a, b = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))
+    shared = torch.full((3,), 10.0)
+    seen = []
+
+    class Watched(Optimizer):
+        def step(self, derivatives, rate):
+            seen.extend(derivatives)
+
+    Eager(small()[0], Watched("adam", [a, b]), 1.0, 1).update((torch.zeros(1), (shared, shared), ("loss",)), 1, 0.5)
+    assert torch.stack(seen).norm() == pytest.approx(1.0, rel=1e-4)
+
+
+def test_a_loss_that_is_read_late_still_names_its_step():
+    model = xhat.build("autoencoder", shape=(12,), latent=2, hidden=[5])
+    loop = Loop(model, Examples(X), None, Settings(batch_size=10, epochs=1))
+    loop.device = torch.device("meta")  # anything but a processor: readings are put off
+    steps = iter(loop.run())
+    for _ in range(3):
+        next(steps)
+    with torch.no_grad():
+        model.posterior.network.layers[0].weight.fill_(torch.nan)
+    for _ in range(3):
+        next(steps)  # not read yet
+    with pytest.raises(TrainingError, match="at step 4 "):
+        list(steps)
+
+
+# Precision
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[xhat.VAE, torch.Tensor]:
+    data = xhat.load_data("digits", binarize="static")
+    torch.manual_seed(0)
+    model = xhat.build("vae", shape=data.shape, latent=8, hidden=[64], likelihood="bernoulli")
+    xhat.fit(model, data.train, epochs=15, seed=0)
+    return model, data.test.tensor()
+
+
+def test_in_bfloat16_the_bound_is_that_of_float32_within_a_thousandth(digits):
+    model, x = digits
+    bounds = []
+    for precision in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        with reduced(model, precision), torch.no_grad():
+            q = model.posterior(x)
+            assert q.mean.dtype == torch.float32
+            bounds.append(float(model.elbo(x, samples=50).mean()))
+    assert bounds[0] != bounds[1]  # it was another precision
+    assert bounds[1] == pytest.approx(bounds[0], rel=1e-3)
+    assert all(part.reduced is None for part in (model.posterior, model.likelihood))
+
+
+def test_in_bfloat16_only_the_networks_are_reduced(digits):
+    model, x = digits
+    seen = {}
+    layer = model.likelihood.head.linear
+    hook = layer.register_forward_hook(lambda module, given, out: seen.update(out=out.dtype, weight=module.weight.dtype))
+    with reduced(model, "bfloat16"):
+        terms = model(x)
+    hook.remove()
+    assert seen == {"out": torch.bfloat16, "weight": torch.float32}
+    assert terms.loss.dtype == torch.float32
+    assert all(values.dtype == torch.float32 for values in terms.measures.values())
+
+
+@pytest.mark.parametrize("recipe", ["vae", "stacked"])
+def test_training_in_bfloat16_ends_where_float32_ends(recipe):
+    data = xhat.load_data("digits")
+    ends = []
+    for precision in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        model = xhat.build(recipe, shape=data.shape, latent=8, hidden=[64])
+        rows = xhat.fit(model, data.train, valid=data.valid, epochs=10, seed=0, precision=precision).rows
+        ends.append(rows[-1]["valid_loss"])
+        assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert ends[0] != ends[1]
+    assert ends[1] == pytest.approx(ends[0], rel=0.05)
+
+
+def test_an_unknown_precision_or_engine_is_refused():
+    with pytest.raises(ConfigError, match="precision must be one of float32, bfloat16"):
+        Settings(precision="float16")
+    with pytest.raises(ConfigError, match="engine must be one of auto, eager, compiled, graphs"):
+        Settings(engine="quick")
+    with pytest.raises(ConfigError, match="epsilon must be above 0"):
+        Settings(epsilon=0.0)

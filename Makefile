@@ -13,12 +13,15 @@ DEMO_TRAIN    = --recipe vae --likelihood normal --latent 8 --hidden 256,128 --e
 DEMO_EVALUATE = --samples 500
 DEMO_REPORT   =
 
+# Options of `make bench`, such as BENCH='--only mlp iwae'.
+BENCH =
+
 # constraints.txt goes with every install: pip is never asked for a torch without its version.
 # --no-compile: the files that are used get compiled when they are used, which halves the install.
 INSTALL = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL = help
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test bench lint format clean
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of"
@@ -36,6 +39,9 @@ demo: $(VENV)/.installed-demo ## train a variational autoencoder on the bundled 
 
 test: lint ## install, check the style, the types and the floors, run every test
 	$(BIN)/python -m pytest
+
+bench: $(VENV)-bench/.installed ## install the libraries to compare with, measure the speed, write benchmarks/speed.md (20 minutes)
+	$(VENV)-bench/bin/python -m benchmarks.speed $(BENCH)
 
 lint: $(VENV)/.installed-dev ## install, check the style, the types and the floors
 	$(BIN)/ruff check .
@@ -60,6 +66,15 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/pip
 $(VENV)/.installed-demo: pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "Installing xhat and what the demo needs into $(VENV)"
 	$(INSTALL) -e '.[sklearn]'
+	@touch $@
+
+# An environment of its own: the peers are no part of what xhat is developed with. Dependency groups need a newer pip.
+$(VENV)-bench/.installed: pyproject.toml constraints.txt benchmarks/bench-constraints.txt
+	@$(MAKE) --no-print-directory VENV=$(VENV)-bench $(VENV)-bench/bin/pip
+	@echo "Installing xhat and the libraries that it is measured against into $(VENV)-bench"
+	$(VENV)-bench/bin/python -m pip install --quiet --disable-pip-version-check -c benchmarks/bench-constraints.txt --upgrade pip
+	$(VENV)-bench/bin/python -m pip install --quiet --no-compile -c constraints.txt -c benchmarks/bench-constraints.txt \
+		-e '.[sklearn]' --group bench
 	@touch $@
 
 $(BIN)/pip:

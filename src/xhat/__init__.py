@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from xhat.models.vae import VAE
     from xhat.objectives import bound
     from xhat.training.fit import fit, train
+    from xhat.training.many import fit_many
 
 _HOME = {
     "Autoencoder": "xhat.models.autoencoder",
@@ -48,6 +49,7 @@ _HOME = {
     "evaluate": "xhat.evaluation.evaluate",
     "expectation": "xhat.gradients",
     "fit": "xhat.training.fit",
+    "fit_many": "xhat.training.many",
     "kl_divergence": "xhat.distributions",
     "load": "xhat.models.files",
     "load_data": "xhat.data",
@@ -82,6 +84,7 @@ __all__ = [
     "evaluate",
     "expectation",
     "fit",
+    "fit_many",
     "gradients",
     "kl_divergence",
     "load",

@@ -1,4 +1,4 @@
-"""The command ``xhat``: train, evaluate, sample, encode, decode, reconstruct, report, gradients.
+"""The command ``xhat``: train, sweep, evaluate, sample, encode, decode, reconstruct, report, gradients.
 
 Torch is imported by the commands themselves, so that help and mistakes are answered at once.
 """
@@ -17,9 +17,11 @@ from cyclopts.config import Toml
 
 from xhat import __version__
 from xhat.cli.laboratory import gradients
+from xhat.cli.sweep import sweep
 from xhat.cli.train import train
 from xhat.cli.use import decode, encode, evaluate, reconstruct, report, sample
 from xhat.errors import ConfigError, XhatError
+from xhat.ranks import place, speaks
 
 EPILOGUE = """
 Examples:
@@ -33,6 +35,7 @@ Examples:
 
 The options of a command can also stand in a file, --config run.toml; those on the command line go before it.
 """
+TOGETHER = ("train", "evaluate")  # what several processes can share
 LISTS = ("--hidden", "--channels")
 
 
@@ -62,7 +65,7 @@ app = App(
     version=__version__,
     default_parameter=Parameter(consume_multiple=True, converter=_typed),
 )
-for command in (train, evaluate, sample, encode, decode, reconstruct, report, gradients):
+for command in (train, sweep, evaluate, sample, encode, decode, reconstruct, report, gradients):
     app.command(command, help_epilogue="")
 
 
@@ -70,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command and exit: 0, or 2 with one sentence, or 130 after Ctrl-C."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        _share(tokens)
         code = app(_configured(_split_lists(tokens)), exit_on_error=False, print_error=False, result_action="return_value")
         if sys.stdout is not None:
             sys.stdout.flush()  # a full disk, or a reader that went away, is seen now
@@ -97,13 +101,28 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 _MEMORY = ("not enough memory", "out of memory", "allocate memory", "size calculation overflowed", "multiplication overflow")
 
 
+def _share(tokens: list[str]) -> None:
+    """Under torchrun, let the first process alone print, and refuse what one process does.
+
+    Raises:
+        ConfigError: several processes were started for a command of one.
+    """
+    rank, world = place()
+    if rank > 0:
+        sys.stdout.flush()
+        _mute()
+    if world > 1 and tokens and tokens[0] not in TOGETHER and not tokens[0].startswith("-"):
+        raise ConfigError(f"xhat {tokens[0]} is the work of one process: start it without torchrun")
+
+
 def _mute() -> None:
     """Send what is still to be printed nowhere, or Python would complain of it at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _refuse(message: str) -> NoReturn:
-    print(f"xhat: {' '.join(message.split())}", file=sys.stderr)
+    if speaks(message):
+        print(f"xhat: {' '.join(message.split())}", file=sys.stderr, flush=True)
     sys.exit(2)
 
 

@@ -156,6 +156,16 @@ print("torch" in sys.modules)
     assert python(code).splitlines()[-1] == "False"
 
 
+def test_the_first_step_imports_no_algebra_and_no_compiler():
+    code = """
+import sys, torch, xhat
+for _ in xhat.train(xhat.build("vae", shape=(8,), latent=2), torch.rand(20, 8), epochs=1):
+    pass
+print(sorted(name for name in sys.modules if name in {"sympy", "torch._dynamo", "torch._inductor"}))
+"""
+    assert python(code).splitlines()[-1] == "[]"
+
+
 def test_help_is_quick():
     script = shutil.which("xhat", path=str(Path(sys.executable).parent))
     command = [sys.executable, "-c", "from xhat.cli import main; main()"] if script is None else [script]

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution, OneHotCategorical, constraints
 from torch.types import _size
 
+from xhat.distributions.shapes import broadcast
 from xhat.distributions.support import inside, reference_measure
 from xhat.distributions.support import split as unwrapped
 
@@ -117,7 +118,7 @@ class Chain(Distribution):
         """The inverse of :meth:`split`; where one of the two lacks leading dimensions of the other, it is repeated."""
         lead1 = z1.shape[: z1.ndim - len(self.first.event_shape)]
         lead2 = z2.shape[: z2.ndim - len(self._event)]
-        lead = torch.broadcast_shapes(lead1, lead2)
+        lead = broadcast(lead1, lead2)
         n1, n2 = self.sizes
         parts = [z1.reshape(*lead1, n1).expand(*lead, n1), z2.reshape(*lead2, n2).expand(*lead, n2)]
         return torch.cat(parts[::-1] if self.reverse else parts, -1)

@@ -12,6 +12,7 @@ from torch.distributions import Distribution, LowRankMultivariateNormal, Multiva
 # Imported for their rows in the table of rules.
 from xhat.distributions import kl_continuous, kl_discrete, kl_normal  # noqa: F401
 from xhat.distributions.kl_table import closed_form
+from xhat.distributions.shapes import broadcast
 from xhat.distributions.support import extended_log_prob, is_discrete, reference_measure, split
 from xhat.errors import ConfigError
 
@@ -86,7 +87,7 @@ def kl_divergence(p: Distribution, q: Distribution, samples: int | None = None) 
 
 
 def _monte_carlo(p: Distribution, q: Distribution, samples: int) -> Estimate:
-    batch = torch.broadcast_shapes(p.batch_shape, q.batch_shape)
+    batch = broadcast(p.batch_shape, q.batch_shape)
     pathwise = p.has_rsample and not is_discrete(p)
     with torch.set_grad_enabled(pathwise and torch.is_grad_enabled()):
         if p.batch_shape != batch:
@@ -157,7 +158,7 @@ def kl_per_dimension(q: Distribution, p: Distribution) -> Tensor:
             f"kl_per_dimension: there is no closed form for {_name(q_base)} against {_name(p_base)}: "
             "use kl_divergence with samples=1000, which gives one number an event"
         )
-    batch = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
+    batch = broadcast(q.batch_shape, p.batch_shape)
     if one_hot:
         return result.expand(batch + q.event_shape[:-1]).reshape(*batch, *(q.event_shape[:-1] or (1,)))
     return result.expand(batch + q.event_shape)
@@ -170,7 +171,7 @@ def _check(p: Distribution, q: Distribution, where: str) -> None:
             f"{_name(q)} has {tuple(q.event_shape)}: wrap the one that is short of axes in Independent"
         )
     try:
-        torch.broadcast_shapes(p.batch_shape, q.batch_shape)
+        broadcast(p.batch_shape, q.batch_shape)
     except RuntimeError as error:
         raise ConfigError(
             f"{where}: the batch shapes must broadcast, but {_name(p)} has {tuple(p.batch_shape)} and {_name(q)} has "

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.distributions import kl_divergence as torch_kl_divergence
 
+from xhat.distributions.shapes import broadcast
 from xhat.distributions.support import join, split
 
 Rule = Callable[[Any, Any], Tensor | None]
@@ -30,7 +30,7 @@ def rule(p: type, q: type) -> Callable[[_R], _R]:
 
 def closed_form(p: Distribution, q: Distribution) -> Tensor | None:
     """KL(p || q) in nats, of the broadcast batch shape, or None where no rule serves the pair."""
-    batch = torch.broadcast_shapes(p.batch_shape, q.batch_shape)
+    batch = broadcast(p.batch_shape, q.batch_shape)
     (p_base, p_axes), (q_base, q_axes) = split(p), split(q)
     shared = min(p_axes, q_axes)
     if shared:
@@ -52,7 +52,7 @@ def _find(p: Distribution, q: Distribution) -> Rule | None:
 
 def from_torch(p: Distribution, q: Distribution) -> Tensor | None:
     """torch's closed form, if it has one. Its rules that assign in place need batch shapes that are already equal."""
-    batch = torch.broadcast_shapes(p.batch_shape, q.batch_shape)
+    batch = broadcast(p.batch_shape, q.batch_shape)
     try:
         return torch_kl_divergence(
             p if p.batch_shape == batch else p.expand(batch), q if q.batch_shape == batch else q.expand(batch)

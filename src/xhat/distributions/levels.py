@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.types import _size
 
+from xhat.distributions.shapes import broadcast
 from xhat.errors import ConfigError, DataError
 
 
@@ -141,11 +142,11 @@ class Levels(Distribution):
     def _choose(self, index: Tensor) -> Tensor:
         extra = index.dim() - len(self.batch_shape)
         if extra <= 0:
-            batch = torch.broadcast_shapes(index.shape, self.batch_shape)
+            batch = broadcast(index.shape, self.batch_shape)
             index = index.expand(batch).unsqueeze(-1)
             return self.logits.expand((*batch, self.count)).gather(-1, index).squeeze(-1)
         # Leading sample axes of the value go beside the levels, or the gradient would be as large as samples x logits.
-        batch = torch.broadcast_shapes(index.shape[extra:], self.batch_shape)
+        batch = broadcast(index.shape[extra:], self.batch_shape)
         lead = index.shape[:extra]
         index = index.expand(lead + batch).reshape((-1, *batch)).movedim(0, -1)
         chosen = self.logits.expand((*batch, self.count)).gather(-1, index)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -51,6 +52,8 @@ def worth(x: Tensor, weight: Tensor) -> bool:
         and weight.dtype == torch.float32
         and x.device.type == "cpu"
         and 2 * x.numel() * weight.shape[0] >= WORTH
+        and not is_functorch_wrapped_tensor(x)  # a stack of models at once, which oneDNN would take one by one
+        and not is_functorch_wrapped_tensor(weight)
     )
 
 

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import os
 import struct
-import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -19,8 +18,7 @@ if TYPE_CHECKING:
 # Torch is imported where it is used: the command asks for its rank before it has read its options.
 
 TIMEOUT = timedelta(minutes=10)  # how long a process waits for the others: the slowest may compile meanwhile, or write
-_HEARD = 2.0  # seconds in which another process can say what is wrong
-_LOST = "another process of this run has stopped"
+LOST = "another process of this run has stopped"
 
 
 def stream_seed(*numbers: int) -> int:
@@ -136,7 +134,7 @@ class Ranks:
         if error is not None:
             raise error
         if failed:
-            raise Lost(f"{_LOST}: see its message")
+            raise Lost(f"{LOST}: see its message")
 
     def _of(self, tensor: Tensor) -> Any:
         return self._group if tensor.device.type == "cpu" else None
@@ -148,7 +146,7 @@ def _losing() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise Lost(f"{_LOST}, or cannot be reached: see its message, and go on from the last checkpoint") from error
+        raise Lost(f"{LOST}, or cannot be reached: see its message, and go on from the last checkpoint") from error
 
 
 def place() -> tuple[int, int]:
@@ -157,8 +155,10 @@ def place() -> tuple[int, int]:
     Raises:
         ConfigError: the variables are no whole numbers.
     """
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys():  # some clusters set one of them by themselves
+        return 0, 1
     try:
-        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     except ValueError as error:
         raise ConfigError("RANK and WORLD_SIZE must be whole numbers: start with torchrun, or unset them") from error
     return (rank, world) if world > 1 else (0, 1)
@@ -246,42 +246,3 @@ def own_device(name: str) -> str:
         )
     torch.cuda.set_device(local)
     return f"cuda:{local}"
-
-
-def speaks(message: str) -> bool:
-    """Whether this process is the one to tell what went wrong: what all of them see, the first one tells alone.
-
-    >>> speaks("the disk is full")
-    True
-    """
-    rank, world = place()
-    if world == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":  # no store that outlives a failed process
-        return True
-    from torch.distributed.rendezvous import rendezvous
-
-    try:
-        store = next(iter(rendezvous("env://", timeout=timedelta(seconds=10))))[0]
-        store.set(f"xhat/said/{rank}", message)
-        end = time.monotonic() + _HEARD
-        while (told := _told(store, rank, world, message)) is None and time.monotonic() < end:
-            time.sleep(0.05)
-        if told is None and message.startswith(_LOST):  # nobody knows why, and one says so
-            told = not any(store.check([f"xhat/said/{other}"]) for other in range(rank))
-    except RuntimeError:
-        return True
-    if told is False:
-        time.sleep(0.2)  # torchrun ends the others as soon as one is gone, and the one that tells must have told
-    return told is not False
-
-
-def _told(store: Any, rank: int, world: int, message: str) -> bool | None:
-    """False when another tells it, True when this one must, None while that is open."""
-    others = [other for other in range(world) if other != rank and store.check([f"xhat/said/{other}"])]
-    said = {other: store.get(f"xhat/said/{other}").decode() for other in others}
-    if message.startswith(_LOST):
-        if any(not text.startswith(_LOST) for text in said.values()):
-            return False
-        return None
-    if rank == 0:
-        return True
-    return None if 0 not in said else said[0] != message

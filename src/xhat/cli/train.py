@@ -44,6 +44,7 @@ def train(
         xhat train mnist/ --binarize static --recipe bernoulli-vae --latent 200 --gradient disarm --out runs/bits
         xhat train table.csv --recipe autoencoder --hidden none --latent 3 --out runs/pca
         xhat train --resume runs/mnist
+        torchrun --nproc-per-node 8 -m xhat train mnist/ --batch-size 1024 --out runs/mnist
 
     Parameters
     ----------

@@ -18,6 +18,7 @@ from xhat.evaluation.diagnostics import findings
 from xhat.evaluation.evidence import ELEMENTS, bits_per_dimension, block_size, evidence_by_batches
 from xhat.evaluation.moments import Moments
 from xhat.evaluation.spread import Spread
+from xhat.heap import kept_heap
 from xhat.models.base import Model, centre, quiet
 from xhat.objectives.reconstruction import squared_error
 from xhat.ranks import joined
@@ -184,6 +185,7 @@ class _Evidence(NamedTuple):
     squared_errors: float
 
 
+@kept_heap()
 def evaluate(
     model: Model,
     x: Any,

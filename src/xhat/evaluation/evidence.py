@@ -13,6 +13,7 @@ from xhat.data import Examples, as_examples
 from xhat.distributions import is_discrete
 from xhat.errors import whole_number
 from xhat.evaluation.spread import Spread
+from xhat.heap import kept_heap
 from xhat.models.base import Model, quiet
 from xhat.ranks import Ranks, joined
 
@@ -32,6 +33,7 @@ class Evidence(NamedTuple):
     ess: Tensor
 
 
+@kept_heap()
 def log_likelihood(
     model: Model,
     x: Any,

@@ -180,6 +180,7 @@ def train(
 
 def _steps(loop: Loop, folder: RunFolder | None) -> Iterator[Step]:
     every = loop.settings.checkpoint_every
+    last = None if folder is None else folder.checkpoints / LAST
     if not loop.ranks.first:
         folder = None  # one process writes
     with kept_heap(), _tensorboard(folder, loop.settings.tensorboard and loop.ranks.first) as log:
@@ -201,9 +202,9 @@ def _steps(loop: Loop, folder: RunFolder | None) -> Iterator[Step]:
                             folder.save_state(tensors, loop.state())
                 yield step
         except TrainingError as error:
-            if folder is None:
+            if last is None:
                 raise
-            raise TrainingError(f"{error}; the last good checkpoint is {folder.checkpoints / LAST}") from error
+            raise TrainingError(f"{error}; the last good checkpoint is {last}") from error
 
 
 def fit(
@@ -234,6 +235,9 @@ def fit(
         **settings: fields of :class:`xhat.training.settings.Settings`, such as epochs, batch_size, lr and seed. The seed seeds
             torch's global generator.
 
+    Under torchrun all processes call it, with the same arguments, and share the work: ``batch_size`` is that of all together,
+    one of them writes, and all end with the same model.
+
     Raises:
         DataError: examples of another shape, outside the likelihood's support, or fewer than two.
         ConfigError: settings that make no sense.
@@ -259,11 +263,8 @@ def _run(loop: Loop, folder: RunFolder | None, rows: list[dict[str, Any]], progr
     """Take all steps, collecting the epochs' records, or as many as there are until a signal comes; whether one did."""
     ranks, interrupted = loop.ranks, False
     if ranks.first and ranks.world > loop.shards.count:
-        print(
-            f"{ranks.world - loop.shards.count} of {ranks.world} processes have nothing to do: the run was begun with "
-            f"{loop.shards.count} shards, and keeps them",
-            file=sys.stderr,
-        )
+        idle, count = ranks.world - loop.shards.count, loop.shards.count
+        print(f"idle processes: {idle} of {ranks.world}, for a batch of this run is cut into {count} (shards)", file=sys.stderr)
     shown = progress if ranks.first else False
     with _stop_signal(ranks.world) as stopped, bar(loop.total_steps, loop.progress.step, shown) as show:
         loop.asked = stopped

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from xhat.data import Examples, as_examples
 from xhat.errors import ConfigError, DataError, TrainingError, whole_number
+from xhat.heap import kept_heap
 from xhat.models.base import Model
 from xhat.parts import rebuild, specification
 from xhat.training.fit import History
 from xhat.training.loop import Step
+from xhat.training.optimizer import Optimizer
 from xhat.training.progress import bar
 from xhat.training.settings import Settings
 from xhat.training.stack import ALONE, Stack, put
@@ -37,7 +39,7 @@ OWN = (
     "keep",
     "device",
 )
-OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+OPTIMIZERS = ("adam", "adamw")
 
 
 class Member(NamedTuple):
@@ -137,7 +139,7 @@ def fit_many(
     work = _Work(models, [seed for seed, _ in members], names, train, held, chosen)
     interrupted = False
     try:
-        with bar(work.batches * chosen.epochs, 0, progress) as show:
+        with kept_heap(), bar(work.batches * chosen.epochs, 0, progress) as show:
             for step in work.run():
                 show(step)
     except KeyboardInterrupt:
@@ -184,9 +186,8 @@ class _Work:
             first = models[0].given(self.train[self._order(0)[:, : self.batch_size]])
         self.stack = Stack(self.models, first)
         self.trained = [*self.stack.trained.values()]
-        self.optimizer = OPTIMIZERS[settings.optimizer](
-            self.trained, lr=settings.lr, weight_decay=settings.weight_decay, eps=settings.epsilon, fused=True
-        )
+        self.optimizer = Optimizer(settings.optimizer, self.trained, settings.weight_decay, settings.epsilon)  # type: ignore[arg-type]
+        self.rate = settings.lr
         self.warmup = models[0].objective.warmup
         self.chunk = max(1, min(CHUNK, ELEMENTS // (models[0].numbers * models[0].objective.samples * len(models))))
         self.rows: list[list[dict[str, Any]]] = [[] for _ in models]
@@ -228,17 +229,14 @@ class _Work:
 
     def _step(self, x: Tensor, epoch: int, batch: int) -> Tensor:
         done = epoch + batch / self.batches
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._rate(done)
+        self.rate = self._rate(done)
         self.stack.at(done)
         last = batch == self.batches - 1
         gradients, values = self.stack.gradients(x, self.settings.epochs * (1 if last else self.batches - 1))
         self._check(values[:, :1], f"the loss of the model with {{}} is not finite at step {epoch * self.batches + batch + 1}")
-        for parameter, gradient in zip(self.trained, gradients, strict=True):
-            parameter.grad = gradient
         if self.settings.clip is not None:
             _clip([gradient for gradient in gradients if gradient is not None], self.settings.clip)
-        self.optimizer.step()
+        self.optimizer.step(gradients, self.rate)
         return values
 
     def _check(self, values: Tensor, sentence: str) -> None:
@@ -255,7 +253,7 @@ class _Work:
         for parameter in self.trained:
             self._check(parameter, f"the weights of the model with {{}} are no longer finite after epoch {epoch + 1}")
         common: dict[str, Any] = {"stage": "train", "epoch": epoch + 1, "step": (epoch + 1) * self.batches}
-        common["lr"] = self.optimizer.param_groups[0]["lr"]
+        common["lr"] = self.rate
         trained = _named("train", self.stack.names(True), sums)
         validated = None if self.valid is None else self._validate(self.valid)
         keep = []

@@ -22,7 +22,6 @@ from xhat.parts import specification
 
 ALONE = "train these models one by one with xhat.fit"
 WORTHWHILE = 64  # steps with batches of one size, from which on writing their program down costs less than it saves
-RECYCLED = 2**25  # bytes: the largest block that the C library can learn to keep for the next step
 
 Program = Callable[[list[Tensor], dict[str, Tensor], dict[str, Tensor], Tensor], tuple[list[Tensor | None], Tensor]]
 
@@ -96,9 +95,6 @@ class Stack:
         self._can_be_written = self._at_moves_buffers_alone()
         self.at(0.0)
         self._probe(x)
-        # A freed block of this size makes the C library keep what is freed from now on, up to twice as much, instead of giving
-        # it back to the system and fetching it anew, page by page, at each step. It is never written to.
-        torch.empty(RECYCLED - 4096, dtype=torch.uint8)
 
     def _scheduled(self, models: list[Model]) -> list[tuple[Tensor, Tensor, Tensor]]:
         """What schedules move: the stacked buffer, the template's own, and by what each member's is multiplied."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from xhat.conditionals import Conditional
 from xhat.data import Corruption, Masking

@@ -17,6 +17,7 @@ from xhat.training.program import Program
 COMPILATION = 20.0
 SAVED_PER_STEP = 8e-4
 SAVED_PER_OPERATION = 2e-12
+SAVED_PER_REPLAY = 1.5e-4  # of a graph on a device: some 50 small kernels fewer, at 3 µs; reckoned, not measured
 
 
 def engine_for(
@@ -54,6 +55,9 @@ def engine_for(
     def otherwise(reason: str) -> None:
         say(f"engine: eager, because {program.described} could not be compiled here ({reason})")
 
+    def without(reason: str) -> None:
+        say(f"engine: graphs, but not wholly: {program.described} could not be compiled or recorded here ({reason})")
+
     if name == "eager":
         return Eager(program, optimizer, clip, size)
     if name == "compiled":
@@ -67,7 +71,8 @@ def engine_for(
             )
         return Graphs(program, optimizer, clip, size)
     if aboard:
-        return Graphs(program, optimizer, clip, size, otherwise=otherwise)
+        compile = SAVED_PER_REPLAY * steps >= COMPILATION
+        return Graphs(program, optimizer, clip, size, compile=compile, otherwise=without)
     if device.type not in ("cpu", "cuda") or saving(program, size, steps) < COMPILATION:
         return Eager(program, optimizer, clip, size)
     try:

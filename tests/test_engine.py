@@ -19,7 +19,7 @@ from xhat.networks import MLP, products
 from xhat.networks.precision import reduced
 from xhat.networks.products import WORTH
 from xhat.training.choice import COMPILATION, engine_for, saving
-from xhat.training.engine import Compiled, Eager, Engine
+from xhat.training.engine import Compiled, Eager, Engine, unvalidated
 from xhat.training.graphs import WARM, Graphs
 from xhat.training.loop import Loop
 from xhat.training.optimizer import Optimizer
@@ -220,6 +220,18 @@ def test_compiled_training_ends_where_eager_training_ends():
             assert right[name] == pytest.approx(left[name], rel=1e-4), name
 
 
+def test_compiled_training_leaves_the_checks_of_other_laws_on():
+    code = """
+import torch, xhat
+from torch.distributions import Normal
+assert Normal(0.0, 1.0)._validate_args
+for _ in xhat.train(xhat.build("autoencoder", shape=(8,), latent=2, hidden=[]), torch.rand(20, 8), epochs=2, engine="compiled"):
+    assert Normal(0.0, 1.0)._validate_args
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 def test_large_products_go_through_onednn_and_keep_their_values():
     a, b, c = torch.randn(100, 300), torch.randn(200, 300), torch.randn(200)
     assert WORTH <= 2 * 100 * 200 * 300
@@ -238,7 +250,8 @@ def test_large_products_go_through_onednn_and_keep_their_values():
         def uuid(self) -> str:
             return f"{super().uuid()} watched by {os.getpid()}"
 
-    got = torch.compile(products, options={"post_grad_custom_post_pass": Watching()})(a, b, c)
+    with unvalidated():  # or other tests would find the checks of laws turned off
+        got = torch.compile(products, options={"post_grad_custom_post_pass": Watching()})(a, b, c)
     for left, right in zip(got, products(a, b, c), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-3)
     assert seen.count("xhat.product.default") >= 2

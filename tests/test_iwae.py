@@ -17,6 +17,7 @@ from xhat import VAE, conditionals, gradients, objectives, priors
 from xhat.errors import ConfigError
 from xhat.networks import MLP
 from xhat.objectives import ELBO, IWAE
+from xhat.training.engine import unvalidated
 
 X = torch.tensor([[0.9, -1.4, 0.3], [-0.2, 0.8, 2.0]], dtype=F64)
 BITS = bits(3)[[1, 4, 7]]
@@ -306,10 +307,12 @@ def test_it_traces_as_one_program(gradient):
     x = BITS if gradient == "vimco" else X
     torch._dynamo.reset()
     found = []
-    for run in (model, torch.compile(model, fullgraph=True, backend="eager")):
-        torch.manual_seed(1)
-        terms = run(x)
-        found.append((terms.loss, *terms.measures.values(), *torch.autograd.grad(terms.loss.sum(), list(model.parameters()))))
+    with unvalidated():
+        for run in (model, torch.compile(model, fullgraph=True, backend="eager")):
+            torch.manual_seed(1)
+            terms = run(x)
+            derivatives = torch.autograd.grad(terms.loss.sum(), list(model.parameters()))
+            found.append((terms.loss, *terms.measures.values(), *derivatives))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from xhat.data import Examples
 from xhat.errors import ConfigError, XhatError
@@ -173,13 +175,30 @@ def compiled(program: Program, backend: str = "inductor") -> Callable[[Tensor], 
     # A code object of its own: what is compiled is kept by code object, and the models of one process would share one.
     text = Program.__call__
     own = types.FunctionType(text.__code__.replace(), text.__globals__, text.__name__, text.__defaults__, text.__closure__)
-    run = torch.compile(own, fullgraph=True, dynamic=False, backend=backend, options=options)
+    with unvalidated():
+        run = torch.compile(own, fullgraph=True, dynamic=False, backend=backend, options=options)
 
     def call(x: Tensor) -> Derived:
-        with config.patch(trace_autograd_ops=True):  # asked for at every call, for any may have to compile again
+        # Asked for at every call, for any may have to compile again
+        with config.patch(trace_autograd_ops=True), unvalidated():
             return run(program, x)
 
     return call
+
+
+@contextlib.contextmanager
+def unvalidated() -> Iterator[None]:
+    """For the time of a block, torch's laws do not check their arguments; afterwards they do as they did before.
+
+    No traced program can check values. So ``torch.compile`` turns the checks off when it is first called, for the whole process
+    and for good, which is not ours to do to a user's other laws.
+    """
+    before = Distribution._validate_args
+    Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
 
 
 def _watched(guards: Sequence[Any]) -> list[bool]:

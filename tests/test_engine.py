@@ -56,7 +56,7 @@ def traced(program: Program, optimizer: Optimizer) -> Engine:
 
 def replayed(program: Program, optimizer: Optimizer) -> Engine:
     """What a CUDA graph is recorded from, run without one: the same tensors, the same indexing."""
-    return Graphs(program, optimizer, None, BATCH, compile=False, record=lambda step: step)
+    return Graphs(program, optimizer, None, BATCH, tell=print, compile=False, record=lambda step: step)
 
 
 def trained(make: Callable[[], Model], engine: Callable[[Program, Optimizer], Engine], stage: int = -1) -> list[torch.Tensor]:
@@ -175,12 +175,27 @@ def test_random_weights_are_paid_for_in_every_engine():
     assert len(a[0]) == 5  # loss, elbo, log p(x|z), KL of the codes, KL of the weights
 
 
-@pytest.mark.parametrize("change", ["number", "flag", "part"])
+class Bent(nn.Module):
+    """A user's own layer, with a function for an attribute."""
+
+    out_features = 12
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bend = torch.relu
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bend(x - 0.5)
+
+
+@pytest.mark.parametrize("change", ["number", "flag", "part", "function"])
 def test_what_is_changed_between_steps_counts_at_the_next_one(change):
     def run(engine: Callable[[Program, Optimizer], Engine]) -> list[torch.Tensor]:
         torch.manual_seed(0)
         model = xhat.build("vae", shape=(12,), latent=2, hidden=[5], likelihood="bernoulli")
         model.posterior.network.layers.append(nn.Dropout(0.5))
+        bent = Bent()
+        model.posterior.network.layers.append(nn.Sequential(nn.Sequential(bent)))
         program, optimizer = parts(model)
         runs = engine(program, optimizer)
         runs.rate = 1e-2
@@ -193,6 +208,8 @@ def test_what_is_changed_between_steps_counts_at_the_next_one(change):
                 model.objective.free_bits = 1.5
             elif number == 2 and change == "flag":
                 model.eval()
+            elif number == 2 and change == "function":
+                bent.bend = torch.tanh
             elif number == 2:
                 model.objective = objectives.ELBO(beta=3.0, kl="sampled", samples=2)
         return left
@@ -310,7 +327,7 @@ def test_a_graph_is_recorded_once_and_the_rest_of_an_epoch_runs_without_it():
         return step
 
     program, optimizer = parts(model)
-    graphs = Graphs(program, optimizer, None, 16, compile=False, record=record)
+    graphs = Graphs(program, optimizer, None, 16, tell=print, compile=False, record=record)
     examples = Examples(X)
     bounds = [(start, min(start + 16, 70)) for start in range(0, 70, 16)]
     sizes = []
@@ -350,7 +367,7 @@ def test_a_step_that_cannot_be_recorded_goes_on_without_a_graph():
     said: list[str] = []
 
     def stubborn(program: Program, optimizer: Optimizer) -> Engine:
-        return Graphs(program, optimizer, None, BATCH, compile=False, record=refuse, otherwise=said.append)
+        return Graphs(program, optimizer, None, BATCH, tell=said.append, compile=False, record=refuse)
 
     def run(engine: Callable[[Program, Optimizer], Engine]) -> list[torch.Tensor]:
         torch.manual_seed(0)
@@ -391,6 +408,27 @@ def test_a_resumed_run_keeps_its_engine():
     assert second.engine.name == "eager"
     second.restore(first.tensors(), first.state(), "here")
     assert second.engine.name == "compiled"
+
+
+def test_a_run_that_fell_back_is_resumed_eagerly_and_one_with_graphs_without_a_device_too():
+    make = lambda: xhat.build("autoencoder", shape=(12,), latent=2, hidden=[5])  # noqa: E731
+    first = Loop(make(), Examples(X), None, Settings(batch_size=16))
+
+    def fail(x: torch.Tensor) -> None:
+        raise RuntimeError("no compiler")
+
+    said: list[str] = []
+    fallen = Compiled(first.engine.program, first.optimizer, None, 16, otherwise=said.append, backend="eager")
+    fallen._run = fail
+    first.engine = fallen
+    next(first.run())
+    assert said == ["no compiler"]
+    for name in ("eager", "graphs"):
+        state = first.state() | ({"engine": "graphs"} if name == "graphs" else {})
+        second = Loop(make(), Examples(X), None, Settings(batch_size=16))
+        second.restore(first.tensors(), state, "here")
+        assert second.engine.name == "eager"
+        next(second.run())
 
 
 # The optimiser and the derivative

@@ -28,6 +28,9 @@ def engine_for(
     size: int,
     examples: Examples,
     steps: int,
+    *,
+    held: str | None = None,
+    alone: bool = True,
     say: Callable[[str], None] | None = None,
 ) -> Engine:
     """The engine of a name; ``"auto"`` chooses.
@@ -43,6 +46,8 @@ def engine_for(
         size: examples in a whole batch.
         examples: what is trained on, where they are stored.
         steps: steps to come.
+        held: the engine that a resumed run began with, which auto takes again where it can be had.
+        alone: whether the step is one process's, and in one piece, as a graph needs it.
         say: where explanations go; standard error unless given.
 
     Raises:
@@ -50,30 +55,25 @@ def engine_for(
     """
     say = say or _to_standard_error
     device = optimizer.parameters[0].device
-    aboard = examples.resident and examples.device.type == "cuda"
+    aboard = alone and examples.resident and examples.device.type == "cuda"
 
     def otherwise(reason: str) -> None:
         say(f"engine: eager, because {program.described} could not be compiled here ({reason})")
 
-    def without(reason: str) -> None:
+    def tell(reason: str) -> None:
         say(f"engine: graphs, but not wholly: {program.described} could not be compiled or recorded here ({reason})")
 
-    if name == "eager":
-        return Eager(program, optimizer, clip, size)
+    if name == "graphs" and device.type != "cuda":
+        raise ConfigError(f"the engine graphs needs a CUDA device, the model is on {device}: use engine='auto'")
+    if name == "graphs" and not aboard:
+        raise ConfigError("the engine graphs needs the examples in the device's memory, which they do not fit: use 'compiled'")
     if name == "compiled":
         return Compiled(program, optimizer, clip, size)
-    if name == "graphs":
-        if device.type != "cuda":
-            raise ConfigError(f"the engine graphs needs a CUDA device, the model is on {device}: use engine='auto'")
-        if not aboard:
-            raise ConfigError(
-                "the engine graphs needs the examples in the device's memory, which they do not fit: use 'compiled'"
-            )
-        return Graphs(program, optimizer, clip, size)
-    if aboard:
-        compile = SAVED_PER_REPLAY * steps >= COMPILATION
-        return Graphs(program, optimizer, clip, size, compile=compile, otherwise=without)
-    if device.type not in ("cpu", "cuda") or saving(program, size, steps) < COMPILATION:
+    if name == "graphs" or (name == "auto" and aboard and held in (None, "graphs")):
+        pays = SAVED_PER_REPLAY * steps >= COMPILATION
+        return Graphs(program, optimizer, clip, size, tell=tell, compile=pays, strict=name == "graphs")
+    compiles = saving(program, size, steps) >= COMPILATION if held in (None, "graphs") else held == "compiled"
+    if name == "eager" or not compiles or device.type not in ("cpu", "cuda"):
         return Eager(program, optimizer, clip, size)
     try:
         return Compiled(program, optimizer, clip, size, otherwise=otherwise)

@@ -105,7 +105,7 @@ class Compiled(Engine):
         ConfigError: the program cannot be compiled.
     """
 
-    name = "compiled"
+    name: str = "compiled"
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class Compiled(Engine):
             return derived
         self.otherwise(reason)
         put_random_states(states, x.device)
-        self._run = None
+        self._run, self.name = None, Eager.name  # under which a resumed run goes on
         return self.program(x)
 
 
@@ -204,12 +204,18 @@ def unvalidated() -> Iterator[None]:
 def _watched(guards: Sequence[Any]) -> list[bool]:
     """What is looked at before each step to see whether the program still holds.
 
-    Every number, word and flag, and which parts the model is made of. Not every tensor and dictionary of every layer: they stay
-    what they are while a model is trained, and looking at them takes longer than a small product.
+    Every number, word, flag and function, and which parts the model is made of. Not every tensor, dictionary and class of every
+    layer: they stay what they are while a model is trained, and looking at them takes longer than a small product.
     """
     values = {"EQUALS_MATCH", "CONSTANT_MATCH", "SEQUENCE_LENGTH"}
-    parts = {"TYPE_MATCH", "ID_MATCH", "NONE_MATCH"}
-    return [g.guard_type in values or (g.guard_type in parts and g.name.count("_modules") <= 2) for g in guards]
+    functions = {"ID_MATCH", "CLOSURE_MATCH", "FUNCTION_MATCH", "BUILTIN_MATCH"}
+    parts = {"TYPE_MATCH", "NONE_MATCH"}
+    return [
+        guard.guard_type in values
+        or (guard.guard_type in functions and not guard.name.startswith("G["))  # those of modules, such as torch's own, stay
+        or (guard.guard_type in parts and guard.name.count("_modules") <= 2)
+        for guard in guards
+    ]
 
 
 def _reason(error: Exception) -> str:

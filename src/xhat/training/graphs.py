@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from xhat.data import Examples
-from xhat.errors import XhatError
-from xhat.training.engine import Bounds, Compiled, Engine, Taken
+from xhat.errors import ConfigError, XhatError
+from xhat.training.engine import Bounds, Compiled, Engine, Taken, put_random_states, random_states
 from xhat.training.optimizer import Optimizer
 from xhat.training.program import Derived, Program
 
@@ -25,11 +25,12 @@ class Graphs(Engine):
 
     Args:
         compile: record what ``torch.compile`` makes of the program, instead of the operations one by one.
-        otherwise: called with the reason when the step cannot be recorded; training then goes on without a graph.
+        tell: called with the reason when the program cannot be compiled, or the step not recorded.
+        strict: a step that cannot be recorded is an error; else training goes on without a graph.
         record: makes a function that replays from one that takes a step; :func:`cuda_graph` unless given.
     """
 
-    name = "graphs"
+    name: str = "graphs"
 
     def __init__(
         self,
@@ -38,13 +39,14 @@ class Graphs(Engine):
         clip: float | None,
         size: int,
         *,
+        tell: Callable[[str], None],
         compile: bool = True,
-        otherwise: Callable[[str], None] | None = None,
+        strict: bool = False,
         record: Callable[[Callable[[], None]], Callable[[], None]] | None = None,
     ) -> None:
         super().__init__(program, optimizer, clip, size)
-        self.otherwise, self.record = otherwise, cuda_graph if record is None else record
-        inner = Compiled(program, optimizer, clip, size, otherwise=otherwise or (lambda reason: None)) if compile else None
+        self.tell, self.strict, self.record = tell, strict, cuda_graph if record is None else record
+        inner = Compiled(program, optimizer, clip, size, otherwise=tell) if compile else None
         self.derive: Callable[[Tensor], Derived] = program if inner is None else inner.derive
         device = self.like.device
         self.cursor = torch.zeros((), dtype=torch.int64, device=device)
@@ -79,15 +81,20 @@ class Graphs(Engine):
 
     def _whole(self, examples: Examples) -> Taken:
         if self._replay is None and self.warm >= WARM:
+            states = random_states(self.like.device)
             try:
                 self._replay = self.record(lambda: self._step(examples))
             except XhatError:
                 raise
             except Exception as error:  # whatever a recording forbids: waiting for the device, memory from elsewhere
-                if self.otherwise is None:
-                    raise
+                reason = str(error).splitlines()[0]
+                if self.strict:
+                    raise ConfigError(
+                        f"the engine graphs cannot record {self.program.described}: {reason}; use engine='compiled' or 'eager'"
+                    ) from error
                 self._given_up = True
-                self.otherwise(str(error).splitlines()[0])
+                self.tell(reason)
+                put_random_states(states, self.like.device)
         if self._replay is None:
             self.warm += 1
             self._step(examples)

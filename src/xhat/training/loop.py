@@ -155,17 +155,17 @@ class Loop:
         moving = moved(parameters, self.pieces)
         self.optimizer = Optimizer(settings.optimizer, moving, settings.weight_decay, settings.epsilon)
         program = Program(self.stage, self.model.gradient, parameters, len(self.train))
-        self.engine = self._engine(engine or settings.engine, program, self.batches * self.epochs(stage))
+        self.engine = self._engine(program, self.batches * self.epochs(stage), engine)
 
     @property
     def together(self) -> bool:
         """Whether batches are cut, or shared with other processes."""
         return self.shards.count > 1 or self.ranks.world > 1
 
-    def _engine(self, name: str, program: Program, steps: int) -> Engine:
-        clip, count = self.settings.clip, self.shards.count
+    def _engine(self, program: Program, steps: int, held: str | None) -> Engine:
+        name, clip, count = self.settings.engine, self.settings.clip, self.shards.count
         if not self.together:
-            return engine_for(name, program, self.optimizer, clip, self.batch_size, self.train, steps)
+            return engine_for(name, program, self.optimizer, clip, self.batch_size, self.train, steps, held=held)
         if name == "graphs":
             raise ConfigError(
                 "the engine graphs records the whole step of one process, and between its derivative and its move the shards are "
@@ -178,8 +178,8 @@ class Loop:
         work = Work(self.shards, self.ranks, self.settings.seed, lambda: self.progress.step, lambda: self.asked())
         if self.pieces is not None:
             return InPieces(program, self.optimizer, clip, self.batch_size, self.pieces, work)
-        # Chosen by where the examples came from, so that no graph is
-        inner = engine_for(name, program, self.optimizer, clip, self.batch_size // count, self.source, steps)
+        part = self.batch_size // count
+        inner = engine_for(name, program, self.optimizer, clip, part, self.train, steps, held=held, alone=False)
         return Sharded(inner, work)
 
     def rate(self, done: float) -> float:

@@ -186,7 +186,7 @@ class _Work:
             first = models[0].given(self.train[self._order(0)[:, : self.batch_size]])
         self.stack = Stack(self.models, first)
         self.trained = [*self.stack.trained.values()]
-        self.optimizer = Optimizer(settings.optimizer, self.trained, settings.weight_decay, settings.epsilon)  # type: ignore[arg-type]
+        self.optimizer = Optimizer(settings.optimizer, self.trained, settings.weight_decay, settings.epsilon)
         self.rate = settings.lr
         self.warmup = models[0].objective.warmup
         self.chunk = max(1, min(CHUNK, ELEMENTS // (models[0].numbers * models[0].objective.samples * len(models))))

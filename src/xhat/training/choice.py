@@ -14,7 +14,7 @@ from xhat.training.program import Program
 
 # What compiling costs and saves, in seconds, on the processors that it was measured on (benchmarks/speed.md). Rounded, and not
 # measured anew: the choice must not depend on how busy the machine is, or the same seed would not give the same digits.
-COMPILATION = 20.0
+COMPILATION = 30.0
 SAVED_PER_STEP = 8e-4
 SAVED_PER_OPERATION = 2e-12
 SAVED_PER_REPLAY = 1.5e-4  # of a graph on a device: some 50 small kernels fewer, at 3 µs; reckoned, not measured

@@ -178,9 +178,10 @@ def compiled(program: Program, backend: str = "inductor") -> Callable[[Tensor], 
     with unvalidated():
         run = torch.compile(own, fullgraph=True, dynamic=False, backend=backend, options=options)
 
+    asked = config.patch(trace_autograd_ops=True)  # once, for to make it takes longer than to enter it
+
     def call(x: Tensor) -> Derived:
-        # Asked for at every call, for any may have to compile again
-        with config.patch(trace_autograd_ops=True), unvalidated():
+        with asked, unvalidated():  # at every call, for any may have to compile again
             return run(program, x)
 
     return call

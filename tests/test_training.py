@@ -20,6 +20,7 @@ from xhat.networks import bayesian, kl
 from xhat.training.fit import fit, train
 from xhat.training.folder import RunFolder
 from xhat.training.loop import Loop
+from xhat.training.rate import rate_at
 from xhat.training.settings import Settings
 
 X = torch.rand(70, 6, generator=torch.Generator().manual_seed(1))
@@ -315,3 +316,25 @@ def test_random_weights_pay_their_divergence_from_the_prior_and_codes_are_still(
     plain = xhat.build("autoencoder", shape=(4,), latent=2, hidden=[8])
     with pytest.raises(ConfigError, match="random weights need a loss in nats"):
         xhat.fit(bayesian(plain), x, epochs=1)
+
+
+def test_the_learning_rate_drops_at_the_epochs_that_a_schedule_names():
+    settings = Settings(epochs=4, lr=0.5, schedule="steps:1,3:0.1")
+    rates = [rate_at(settings, 4, 3, step / 3) for step in range(12)]
+    assert rates == pytest.approx([0.5] * 3 + [0.05] * 6 + [0.005] * 3)
+    # And it reaches the steps: with a rate of nearly nothing from epoch 1 on, the weights stay where they are.
+    model = xhat.build("autoencoder", shape=(4,), latent=2, hidden=[])
+    seen = [
+        torch.cat([p.detach().flatten() for p in model.parameters()])
+        for _ in train(
+            model, torch.rand(12, 4), epochs=2, batch_size=6, lr=0.5, schedule="steps:1:1e-9", engine="eager", keep="last"
+        )
+    ]
+    assert (seen[0] - seen[1]).abs().max() > 0.1
+    assert (seen[1] - seen[3]).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("schedule", ["steps", "steps:", "steps:3,2:0.1", "steps:2:1.5", "steps:2:0", "steps:1,1:0.5", "linear"])
+def test_a_schedule_that_makes_no_sense_is_refused(schedule):
+    with pytest.raises(ConfigError, match="schedule must be one of"):
+        Settings(schedule=schedule)

@@ -85,6 +85,14 @@ class Conditional(Part, Reducible, abc.ABC):
         self.context_shape = shape
 
     def forward(self, context: Tensor) -> Distribution:
+        return self.law(self.raw(context))
+
+    def raw(self, context: Tensor) -> Tensor:
+        """The raw numbers that the network makes of a context, ``(*batch, parameters, *event)``: what :meth:`law` takes.
+
+        Raises:
+            ConfigError: a context of the wrong shape.
+        """
         shape = tuple(context.shape[1:]) if self.context_shape is None else self.context_shape
         split = context.ndim - len(shape)
         if split < 0 or tuple(context.shape[split:]) != shape:
@@ -96,7 +104,7 @@ class Conditional(Part, Reducible, abc.ABC):
             raw = self.head(self.network(context.reshape(-1, *(self.in_shape or shape))))
         if self.reduced is not None:
             raw = raw.to(context.dtype)  # what the law computes of it loses nothing more
-        return self.law(raw.reshape(*context.shape[:split], *raw.shape[1:]))
+        return raw.reshape(*context.shape[:split], *raw.shape[1:])
 
     @abc.abstractmethod
     def law(self, raw: Tensor) -> Distribution:

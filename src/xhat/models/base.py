@@ -79,6 +79,10 @@ class Model(Part, nn.Module, abc.ABC):
             posterior.bind(self.event_shape, "posterior")
         if isinstance(likelihood, Conditional):
             likelihood.bind(self.latent_shape, "likelihood")
+        for conditional in (prior, posterior):  # a prior may be made of the posterior, a posterior go down the prior's layers
+            meet: Callable[[nn.Module | None, nn.Module], None] | None = getattr(conditional, "meet", None)
+            if meet is not None:
+                meet(prior, posterior)
         self._try_out()
 
     def _try_out(self) -> None:
@@ -208,6 +212,16 @@ class Model(Part, nn.Module, abc.ABC):
         """
         if not hasattr(self, "prior"):
             raise ConfigError(f"{type(self).__name__} has no prior and so cannot {purpose}: train a VAE for that")
+
+    def prepare(self, examples: Examples) -> None:
+        """Show the training examples, once and before the first step, to the parts that start from them.
+
+        Such as an objective that must know their number, or a prior whose parameters start at some of them.
+        """
+        for part in (getattr(self, "prior", None), self.objective):
+            prepare: Callable[[Examples], None] | None = getattr(part, "prepare", None)
+            if prepare is not None:
+                prepare(examples)
 
     def stages(self) -> list[Stage]:
         """What training goes through, in order."""

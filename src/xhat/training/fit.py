@@ -108,6 +108,7 @@ def _prepare(
         return loop, folder
     ranks.copy([*model.parameters(), *model.buffers()])  # whatever seeds the processes made it with
     torch.manual_seed(settings.seed)
+    model.prepare(train_examples)
     loop = Loop(model, train_examples, valid_examples, settings, ranks)
     if folder is not None:
         tensors = loop.tensors()

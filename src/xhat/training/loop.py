@@ -25,6 +25,7 @@ from xhat.training.engine import Engine, Taken, put_random_states, random_states
 from xhat.training.fsdp import InPieces, Pieces, moved, refuse_pieces
 from xhat.training.optimizer import Optimizer
 from xhat.training.program import Program
+from xhat.training.rate import rate_at
 from xhat.training.settings import Settings
 from xhat.training.validation import validate as judged
 
@@ -184,14 +185,7 @@ class Loop:
 
     def rate(self, done: float) -> float:
         """The learning rate when ``done`` epochs of the stage are done."""
-        settings, epochs = self.settings, self.epochs(self.progress.stage)
-        if done < settings.warmup:
-            # Half a step on, so that the first step of a warm-up moves.
-            return settings.lr * min(1.0, (done + 0.5 / self.batches) / settings.warmup)
-        if settings.schedule == "cosine":
-            share = (done - settings.warmup) / max(epochs - settings.warmup, 1e-12)
-            return settings.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-        return settings.lr
+        return rate_at(self.settings, self.epochs(self.progress.stage), self.batches, done)
 
     def order(self) -> Any:
         """This epoch's order of the examples: a function of the seed, the stage and the epoch."""

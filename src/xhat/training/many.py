@@ -20,6 +20,7 @@ from xhat.training.fit import History
 from xhat.training.loop import Step
 from xhat.training.optimizer import Optimizer
 from xhat.training.progress import bar
+from xhat.training.rate import rate_at
 from xhat.training.settings import Settings
 from xhat.training.stack import ALONE, Stack, put
 
@@ -176,6 +177,8 @@ class _Work:
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(f"device {device!r} is not to be had here: {str(error).splitlines()[0]}") from error
         self.train = train.to(device)
+        for model in self.models:
+            model.prepare(self.train)
         # One draw for all members, or their differences would be those of their yardsticks.
         self.valid = None if valid is None else valid.fixed(seeds[0]).to(device)
         torch.manual_seed(seeds[0])
@@ -202,13 +205,7 @@ class _Work:
 
     def _rate(self, done: float) -> float:
         """The learning rate when ``done`` epochs are done, as for one model."""
-        settings = self.settings
-        if done < settings.warmup:
-            return settings.lr * min(1.0, (done + 0.5 / self.batches) / settings.warmup)
-        if settings.schedule == "cosine":
-            share = (done - settings.warmup) / max(settings.epochs - settings.warmup, 1e-12)
-            return settings.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
-        return settings.lr
+        return rate_at(self.settings, self.settings.epochs, self.batches, done)
 
     def run(self) -> Iterator[Step]:
         """Train; each step is yielded after it is taken."""

@@ -15,6 +15,25 @@ ENGINES = ("auto", "eager", "compiled", "graphs")
 PRECISIONS = ("float32", "bfloat16")
 
 
+def drops_of(schedule: str) -> tuple[list[int], float]:
+    """The epochs at which the learning rate drops, and by what it is multiplied then.
+
+    Raises:
+        ConfigError: the schedule is none.
+
+    >>> drops_of("steps:200,350:0.63")
+    ([200, 350], 0.63)
+    """
+    found = re.fullmatch(r"steps:(\d+(?:,\d+)*):(\d*\.?\d+(?:e-?\d+)?)", schedule)
+    at = [int(epoch) for epoch in found[1].split(",")] if found else []
+    if found is None or at != sorted(set(at)) or not 0 < float(found[2]) <= 1:
+        raise ConfigError(
+            f"schedule must be one of {', '.join(SCHEDULES)}, or steps:EPOCHS:FACTOR with rising epochs and a factor of at most "
+            f"1, such as steps:200,350:0.63; was {schedule!r}"
+        )
+    return at, float(found[2])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Training settings.
@@ -27,7 +46,7 @@ class Settings:
         lr: learning rate.
         weight_decay: of the optimiser.
         epsilon: what the optimiser adds to the root of the second moment.
-        schedule: "constant", or "cosine" down to 0 at the last step.
+        schedule: "constant"; "cosine" down to 0 at the last step; or "steps:200,350:0.63", at each of these epochs times 0.63.
         warmup: epochs over which the learning rate rises from 0.
         clip: largest norm of the gradient; longer ones are scaled down.
         patience: stop after this many epochs without a better objective on the validation examples; a β warm-up does not count.
@@ -71,10 +90,12 @@ class Settings:
             fits = isinstance(value, kinds[kind]) and (kind == "bool" or not isinstance(value, bool))
             if not fits and not (value is None and none):
                 raise ConfigError(f"{field.name} must be of type {field.type}, was {value!r}")
-        words = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "keep": KEEP, "engine": ENGINES, "precision": PRECISIONS}
+        words = {"optimizer": OPTIMIZERS, "keep": KEEP, "engine": ENGINES, "precision": PRECISIONS}
         for name, options in words.items():
             if getattr(self, name) not in options:
                 raise ConfigError(f"{name} must be one of {', '.join(options)}, was {getattr(self, name)!r}")
+        if self.schedule not in SCHEDULES:
+            drops_of(self.schedule)
         for name in ("epochs", "checkpoint_every", "pretrain_epochs", "batch_size", "patience", "shards"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from xhat import conditionals
+from xhat import build, conditionals
 from xhat.errors import ConfigError
 from xhat.networks import MLP, ConvDecoder, ConvEncoder, head_of, in_shape_of, tie
 from xhat.networks.base import ACTIVATIONS, LinearHead
@@ -172,3 +172,19 @@ def test_layers_are_tied_only_once():
     tie((up, heads[0]), (down, heads[1]))
     with pytest.raises(ConfigError, match="tied to another's already"):
         tie((up, heads[0]), (down, heads[1]))
+
+
+def test_a_gated_layer_is_a_product_with_a_gate():
+    network = MLP(3, [4, 2], "gated").double()
+    x = torch.randn(5, 3, dtype=torch.float64)
+    h = x
+    for layer in network.layers:
+        linear, gate = (h @ layer.weight.T + layer.bias).chunk(2, -1)
+        h = linear * gate.sigmoid()
+    torch.testing.assert_close(network(x), h)
+    assert network.out_features == h.shape[-1] == 2
+
+
+def test_a_gated_network_is_not_taken_layer_by_layer():
+    with pytest.raises(ConfigError, match="gated"):
+        build("autoencoder", shape=(6,), latent=2, hidden=[4], activation="gated", tied=True)

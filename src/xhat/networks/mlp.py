@@ -20,12 +20,15 @@ class MLP(Network):
     Args:
         in_shape: event shape of the input; it is flattened.
         hidden: sizes of the hidden layers, from the input on; may be empty (the head then makes a linear map).
-        activation: a name of ``xhat.networks.base.ACTIVATIONS``.
+        activation: a name of ``xhat.networks.base.ACTIVATIONS``; or ``"gated"``, for layers
+            :math:`h_i = (W_i h_{i-1} + b_i) \odot \mathrm{sigmoid}(V_i h_{i-1} + c_i)`.
 
     Shapes: ``(N, *in_shape)`` to ``(N, hidden[-1])``.
 
     Raises:
         ConfigError: a size below 1, or an unknown activation.
+
+    Source: gated layers: Dauphin et al. (2017).
 
     >>> MLP(784, [400, 200])(torch.zeros(5, 784)).shape
     torch.Size([5, 200])
@@ -36,8 +39,9 @@ class MLP(Network):
         self.in_shape = as_shape(in_shape, "in_shape")
         sizes = [math.prod(self.in_shape), *(as_shape(size, "each hidden size")[0] for size in hidden)]
         self.out_features = sizes[-1]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
-        self.activation = activation_of(activation)
+        self.gated = activation == "gated"  # both products of a layer at once
+        self.layers = nn.ModuleList(nn.Linear(a, 2 * b if self.gated else b) for a, b in pairwise(sizes))
+        self.activation = nn.GLU() if self.gated else activation_of(activation)
 
     def forward(self, x: Tensor) -> Tensor:
         h = x.flatten(1)
@@ -71,6 +75,8 @@ def linears(network: nn.Module, head: nn.Module) -> list[nn.Linear]:
     """
     if not isinstance(network, MLP) or not isinstance(head, LinearHead):
         raise ConfigError("only an MLP with a linear head can be taken layer by layer: use network='mlp'")
+    if network.gated:
+        raise ConfigError("a gated layer has two products and cannot be tied or taken one by one: use another activation")
     layers = [*network.layers, head.linear]
     if not all(isinstance(layer, nn.Linear) for layer in layers):
         raise ConfigError("the layers of this MLP are tied to another's already, so they cannot be taken one by one")

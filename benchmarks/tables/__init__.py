@@ -1,0 +1,1 @@
+"""The published tables of the field, regenerated: ``python -m benchmarks.tables``."""

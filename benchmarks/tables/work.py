@@ -1,0 +1,98 @@
+"""Training what is not trained yet, measuring what is not measured yet, and keeping the figures."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import xhat
+from benchmarks.tables.datasets import DATA, ROOT
+from benchmarks.tables.study import Figures, Study, Variant
+
+RUNS = ROOT / "runs" / "tables"  # trained models: not part of the repository, a second call goes on from them
+RESULTS = Path(__file__).parent / "results"
+
+
+def has_gpu() -> bool:
+    return torch.cuda.is_available()
+
+
+def result_file(study: Study, length: str) -> Path:
+    return RESULTS / f"{study.name}-{length}.json"
+
+
+def do(study: Study, length: str, parts: list[str] | None = None, train_only: bool = False) -> None:
+    """Train the study's models and measure them; ``parts`` names variants, all unless given."""
+    split = DATA[study.data]()
+    held = _held(result_file(study, length))
+    for seed in study.seeds:
+        models = {}
+        for variant in study.variants:
+            if parts is not None and variant.name not in parts:
+                continue
+            model, seconds = _trained(study, variant, length, seed, split)
+            models[variant.name] = model
+            if not train_only and _key(variant.name, seed) not in held:
+                _keep(study, length, held, variant.name, seed, study.measure(model, split), seconds)
+        if study.afterwards is not None and not train_only and parts is None:
+            for name, figures in study.afterwards(models, split).items():
+                if _key(name, seed) not in held:
+                    _keep(study, length, held, name, seed, figures, None)
+
+
+def _key(name: str, seed: int) -> str:
+    return f"{name} · seed {seed}"
+
+
+def _held(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _keep(study: Study, length: str, held: dict[str, Any], name: str, seed: int, found: Figures, seconds: float | None) -> None:
+    place = RUNS / study.name / length / "each"
+    place.mkdir(parents=True, exist_ok=True)
+    for figure, values in found.each.items():
+        np.save(place / f"{name}-{seed}-{figure}.npy", values.numpy())
+    held[_key(name, seed)] = {
+        "variant": name,
+        "seed": seed,
+        "figures": found.means,
+        "training seconds": seconds,
+        "torch": torch.__version__,
+        "xhat": xhat.__version__,
+        "machine": torch.cuda.get_device_name() if has_gpu() else f"{platform.machine()}, {torch.get_num_threads()} threads",
+    }
+    RESULTS.mkdir(exist_ok=True)
+    result_file(study, length).write_text(json.dumps(held, indent=1, ensure_ascii=False) + "\n")
+    print(f"{study.name}: {name}, seed {seed}: {found.means}", flush=True)
+
+
+def _trained(study: Study, variant: Variant, length: str, seed: int, split: Any) -> tuple[xhat.Model, float | None]:
+    """The trained model, from an earlier call if there was one, and how long its training took."""
+    folder = RUNS / study.name / length / f"{variant.name}-{seed}".replace("/", " of ")
+    done = folder / "seconds.json"
+    if done.is_file():
+        return xhat.load(folder / "model.safetensors"), json.loads(done.read_text())
+    settings: Mapping[str, Any] = variant.cpu if length == "cpu" else variant.full
+    began = time.perf_counter()
+    torch.manual_seed(seed)
+    if variant.trained is not None:
+        model = variant.trained(settings, split, seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        xhat.save(model, folder / "model.safetensors")
+    else:
+        model = variant.build()
+        resume = (folder / "checkpoints").is_dir()
+        given = {} if resume else {**settings, "seed": seed}
+        if xhat.fit(model, split.train, split.valid, out=folder, resume=resume, **given).interrupted:
+            raise SystemExit(f"interrupted: the same command goes on with {study.name}, {variant.name}")
+    seconds = time.perf_counter() - began
+    done.write_text(json.dumps(seconds))
+    return model, seconds

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 
 import torch
-
-from benchmarks.tables import work
+from benchmarks.tables import page, work
 from benchmarks.tables.studies import STUDIES
 
 
@@ -16,6 +15,7 @@ def main() -> None:
     parser.add_argument("--variant", action="append", help="only this variant of a row; may be given several times")
     parser.add_argument("--length", choices=("cpu", "full"), help="minutes on two cores, or the published schedule (needs a GPU)")
     parser.add_argument("--train-only", action="store_true", help="measure nothing yet")
+    parser.add_argument("--page", action="store_true", help="train and measure nothing, write the page anew")
     parser.add_argument("--threads", type=int, help="of torch")
     given = parser.parse_args()
     unknown = [row for row in given.rows if row not in STUDIES]
@@ -25,9 +25,10 @@ def main() -> None:
         parser.error("the published schedules take days without a GPU, and there is none here: leave --length out")
     if given.threads:
         torch.set_num_threads(given.threads)
-    for row in given.rows or STUDIES:
+    for row in () if given.page else given.rows or STUDIES:
         for length in [given.length] if given.length else ["cpu", "full"] if work.has_gpu() else ["cpu"]:
             work.do(STUDIES[row], length, given.variant, given.train_only)
+    print(f"wrote {page.write(STUDIES)}")
 
 
 if __name__ == "__main__":

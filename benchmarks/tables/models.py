@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import xhat
 from benchmarks.tables.datasets import SHAPE
+
+import xhat
 from xhat import conditionals, gradients, objectives, priors
-from xhat.networks import MLP
+from xhat.networks import MLP, Take
 
 TINY = 1e-6  # the smallest σ: the publications have none
 
@@ -25,4 +26,46 @@ def one_layer(
         conditionals.Bernoulli(MLP(latent, hidden[::-1], activation), SHAPE),
         objectives.ELBO() if objective is None else objective,
         gradients.GRADIENTS[gradient](),
+    )
+
+
+def two_layers(objective: xhat.objectives.Objective | None = None) -> xhat.VAE:
+    """Burda et al.'s: 784-200-200-100-100-100-50 upwards, the same downwards, tanh, every σ = exp(·)."""
+
+    def normal(size: int, hidden: tuple[int, ...], latent: int) -> conditionals.Normal:
+        return conditionals.Normal(MLP(size, hidden, "tanh"), latent, scale="exp", minimum=TINY)
+
+    first = conditionals.Normal(MLP(SHAPE, (200, 200), "tanh"), 100, scale="exp", minimum=TINY)
+    posterior = conditionals.Chain(first, normal(100, (100, 100), 50))
+    return xhat.VAE(
+        priors.Chain(priors.StandardNormal(50), normal(50, (100, 100), 100)),
+        posterior,
+        conditionals.Bernoulli(Take(MLP(100, (200, 200), "tanh"), posterior.event), SHAPE),
+        objectives.ELBO() if objective is None else objective,
+    )
+
+
+def gated(prior: str = "standard", warmup: float = 0.0) -> xhat.VAE:
+    """Tomczak & Welling's: gated 300-300 both ways, 40 codes, with N(0, I) or 500 pseudo-inputs."""
+    objective = objectives.ELBO(warmup=warmup)
+    if prior == "standard":
+        return one_layer((300, 300), 40, "gated", objective)
+    return one_layer((300, 300), 40, "gated", objective, prior=priors.VampPrior(40, SHAPE, components=500, bounds=(0.0, 1.0)))
+
+
+def flow_posterior(kind: str) -> xhat.VAE:
+    """784-400-40 with a normalising flow on the encoder's Normal."""
+    return xhat.VAE(
+        priors.StandardNormal(40),
+        conditionals.Flow(MLP(SHAPE, (400,)), 40, kind=kind),
+        conditionals.Bernoulli(MLP(40, (400,)), SHAPE),
+    )
+
+
+def beta_binomial() -> xhat.VAE:
+    """Townsend et al.'s: 784-200-50, beta-binomial pixels."""
+    return xhat.VAE(
+        priors.StandardNormal(50),
+        conditionals.Normal(MLP(SHAPE, (200,)), 50, scale="exp", minimum=TINY),
+        conditionals.BetaBinomial(MLP(50, (200,)), SHAPE),
     )

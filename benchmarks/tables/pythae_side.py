@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from benchmarks.tables.datasets import SHAPE
+from benchmarks.tables.models import one_layer
 from torch import Tensor, nn
 
 import xhat
-from benchmarks.tables.datasets import SHAPE
-from benchmarks.tables.models import one_layer
 
 SIZE = 28 * 28
 
@@ -43,22 +43,44 @@ def peer(hidden: int, latent: int) -> Any:
     return VAE(config, encoder=Encoder(), decoder=Decoder())
 
 
+def _pairs(own: xhat.Model, theirs: Any) -> list[tuple[Any, Any]]:
+    """The linear layers that correspond."""
+    return [
+        (own.posterior.network.layers[0], theirs.encoder.body),
+        (own.posterior.head.linear, theirs.encoder.head),
+        (own.likelihood.network.layers[0], theirs.decoder.body),
+        (own.likelihood.head.linear, theirs.decoder.head),
+    ]
+
+
+def _copy(source: Any, target: Any) -> None:
+    target.weight.copy_(source.weight)
+    target.bias.copy_(source.bias)
+
+
+def _scale(head: nn.Linear, latent: int, factor: float) -> None:
+    head.weight[latent:] *= factor
+    head.bias[latent:] *= factor
+
+
+@torch.no_grad()
 def as_xhat(theirs: Any, hidden: int, latent: int) -> xhat.VAE:
     """The same model of xhat's parts: σ = exp(log variance / 2)."""
-    model = one_layer((hidden,), latent, "relu")
-    pairs = [
-        (model.posterior.network.layers[0], theirs.encoder.body),
-        (model.posterior.head.linear, theirs.encoder.head),
-        (model.likelihood.network.layers[0], theirs.decoder.body),
-        (model.likelihood.head.linear, theirs.decoder.head),
-    ]
-    with torch.no_grad():
-        for own, foreign in pairs:
-            own.weight.copy_(foreign.weight)
-            own.bias.copy_(foreign.bias)
-        model.posterior.head.linear.weight[latent:] *= 0.5
-        model.posterior.head.linear.bias[latent:] *= 0.5
-    return model
+    own = one_layer((hidden,), latent, "relu")
+    for mine, foreign in _pairs(own, theirs):
+        _copy(foreign, mine)
+    _scale(own.posterior.head.linear, latent, 0.5)
+    return own
+
+
+@torch.no_grad()
+def from_xhat(own: xhat.Model, hidden: int, latent: int) -> Any:
+    """Pythae's model with the weights of ours."""
+    theirs = peer(hidden, latent)
+    for mine, foreign in _pairs(own, theirs):
+        _copy(mine, foreign)
+    _scale(theirs.encoder.head, latent, 2.0)
+    return theirs.eval()
 
 
 def trained(hidden: int, latent: int, settings: Mapping[str, Any], split: Any, seed: int) -> xhat.VAE:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import xhat
@@ -67,27 +66,18 @@ class Study:
     measure: Callable[[xhat.Model, Any], Figures]
     asked: tuple[Asked, ...]
     seeds: tuple[int, ...] = (0,)
+    notes: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()  # rows whose variants it is compared with, on the same data
     # What is done with trained models afterwards: from the variants' models and the data to further variants' figures.
     afterwards: Callable[[dict[str, xhat.Model], Any], dict[str, Figures]] | None = None
 
+    @property
+    def about_data(self) -> str:
+        return ABOUT[self.data]
 
-def nats(log_px: Tensor) -> tuple[float, float]:
-    """The mean over examples and its standard error."""
-    return float(log_px.mean()), float(log_px.std() / len(log_px) ** 0.5)
 
-
-def evidence(samples: int, examples: int | None = None) -> Callable[[xhat.Model, Any], Figures]:
-    """NLL by importance sampling, the ELBO, and the active units (variance of the posterior's mean above 0.01)."""
-
-    def measure(model: xhat.Model, split: Any) -> Figures:
-        test = split.test if examples is None else split.test[:examples]
-        torch.manual_seed(1)
-        found = xhat.log_likelihood(model, test, samples=samples)
-        with torch.no_grad():
-            elbo = torch.cat([model.elbo(part, samples=10).double() for part in test.split(200)])
-            means = torch.cat([model.encode(part) for part in split.test.split(1000)]).flatten(1)
-        active = float((means.var(0) > 0.01).sum())
-        each = {"NLL": -found.log_px, "−ELBO": -elbo}
-        return Figures({**{name: nats(values) for name, values in each.items()}, "active units": (active, 0.0)}, each)
-
-    return measure
+ABOUT = {
+    "static": "MNIST, the fixed binarisation of Larochelle & Murray (2011): 50,000 to train, 10,000 to choose, 10,000 to test",
+    "dynamic": "MNIST, binarised anew at every fetch: 59,000 to train, 1,000 to watch, 10,000 to test, drawn once",
+    "grey": "MNIST, 256 grey levels: 54,000 to train, 6,000 to choose, 10,000 to test",
+}

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-
-import xhat
 from benchmarks.tables.datasets import DATA, ROOT
 from benchmarks.tables.study import Figures, Study, Variant
+
+import xhat
 
 RUNS = ROOT / "runs" / "tables"  # trained models: not part of the repository, a second call goes on from them
 RESULTS = Path(__file__).parent / "results"
@@ -69,9 +69,25 @@ def _keep(study: Study, length: str, held: dict[str, Any], name: str, seed: int,
         "xhat": xhat.__version__,
         "machine": torch.cuda.get_device_name() if has_gpu() else f"{platform.machine()}, {torch.get_num_threads()} threads",
     }
+    _compare(held, place)
     RESULTS.mkdir(exist_ok=True)
     result_file(study, length).write_text(json.dumps(held, indent=1, ensure_ascii=False) + "\n")
     print(f"{study.name}: {name}, seed {seed}: {found.means}", flush=True)
+
+
+def _compare(held: dict[str, Any], place: Path) -> None:
+    """How much smaller one variant's figures are than another's with the same seed: the mean of the paired differences."""
+    for own in held.values():
+        own["paired"] = {}
+        for other in held.values():
+            if other is own or other["seed"] != own["seed"]:
+                continue
+            for figure in own["figures"]:
+                files = [place / f"{row['variant']}-{row['seed']}-{figure}.npy" for row in (own, other)]
+                if all(file.is_file() for file in files):
+                    less = np.load(files[1]) - np.load(files[0])
+                    doubt = float(less.std(ddof=1) / len(less) ** 0.5)
+                    own["paired"].setdefault(other["variant"], {})[figure] = [float(less.mean()), doubt]
 
 
 def _trained(study: Study, variant: Variant, length: str, seed: int, split: Any) -> tuple[xhat.Model, float | None]:

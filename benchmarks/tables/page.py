@@ -1,0 +1,115 @@
+"""``benchmarks/tables.md``, from the figures that were kept."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks.tables.study import Asked, Study, Variant
+from benchmarks.tables.work import RESULTS, result_file
+
+PAGE = RESULTS.parents[1] / "tables.md"
+
+HEAD = """# Published tables, regenerated
+
+`make tables` trains and measures what is not there yet and writes this page; `make tables ROWS="one-layer"` does one row. The
+figures lie in [tables/results](tables/results), one file a row; the rows themselves are in
+[tables/studies.py](tables/studies.py). Rows marked *cpu* have a budget of minutes on two cores, with fewer epochs than the
+publication: there the *differences* are what is asked for. Rows marked *full* follow the published schedule, which takes a GPU.
+
+NLL is −log p(x) by importance sampling in nats, averaged over the test images: ± is its standard error over images, or with
+several seeds the standard deviation over seeds. A difference's ± is that of the paired differences, image by image.
+"""
+
+
+def write(studies: dict[str, Study]) -> Path:
+    """The page: for each row its figures, and what was asked of them."""
+    parts = [HEAD]
+    for study in studies.values():
+        parts.append(_section(study))
+    PAGE.write_text("\n".join(parts))
+    return PAGE
+
+
+def _section(study: Study) -> str:
+    lines = [f"## {study.title}", "", f"`python -m benchmarks.tables {study.name}`", ""]
+    lines += [f"- Model: {study.model}", f"- Data: {study.about_data}", f"- Setting: {study.setting}"]
+    lines += [f"- Published: {study.source}", ""]
+    held = {length: _held(study, length) for length in ("cpu", "full")}
+    figures = list(dict.fromkeys(name for kept in held.values() for row in kept.values() for name in row["figures"]))
+    lines.append("| | schedule | seeds | " + " | ".join(figures) + " | training | published |")
+    lines.append("| --- | --- | --- |" + " ---: |" * (len(figures) + 2))
+    for length, kept in held.items():
+        for variant in study.variants:
+            lines.append(_row(variant.name, _schedule(variant, length), kept, figures, variant.published))
+        known = {variant.name for variant in study.variants}
+        for name in dict.fromkeys(row["variant"] for row in kept.values()):
+            if name not in known:
+                lines.append(_row(name, f"{length}: afterwards", kept, figures, ""))
+    lines.append("")
+    if study.asked and held["cpu"]:
+        lines += ["| asked (cpu) | measured | |", "| --- | ---: | --- |"]
+        lines += [_verdict(asked, held["cpu"]) for asked in study.asked]
+        lines.append("")
+    lines += [f"{note}\n" for note in study.notes]
+    return "\n".join(lines)
+
+
+def _schedule(variant: Variant, length: str) -> str:
+    settings = variant.cpu if length == "cpu" else variant.full
+    return f"{length}: {settings['epochs']} epochs" if "epochs" in settings else length
+
+
+def _held(study: Study, length: str) -> dict[str, Any]:
+    path = result_file(study, length)
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _row(name: str, schedule: str, kept: dict[str, Any], figures: list[str], published: str) -> str:
+    rows = [row for row in kept.values() if row["variant"] == name]
+    if not rows:
+        return f"| {name} | {schedule} | | " + " | ".join("not run" for _ in figures) + f" | | {published} |"
+    cells = [_cell([row["figures"].get(figure) for row in rows]) for figure in figures]
+    seconds = [row["training seconds"] for row in rows if row["training seconds"] is not None]
+    took = f"{statistics.mean(seconds) / 60:.1f} min" if seconds else ""
+    return f"| {name} | {schedule} | {len(rows)} | " + " | ".join(cells) + f" | {took} | {published} |"
+
+
+def _cell(values: list[list[float] | None]) -> str:
+    held = [value for value in values if value is not None]
+    if not held:
+        return ""
+    mean = statistics.mean(value for value, _ in held)
+    spread = statistics.stdev(value for value, _ in held) if len(held) > 1 else held[0][1]
+    number = f"{mean:.0f}" if spread == 0 and mean == round(mean) else f"{mean:.2f}" if abs(mean) >= 10 else f"{mean:.4f}"
+    return number if not spread else f"{number} ± {spread:.{max(2, -math.floor(math.log10(spread)))}f}"
+
+
+def _verdict(asked: Asked, kept: dict[str, Any]) -> str:
+    gains = [found for found in (_gain(asked, kept, seed) for seed in {row["seed"] for row in kept.values()}) if found]
+    if not gains:
+        return f"| {asked.text} | not run | |"
+    gain, doubt = statistics.mean(value for value, _ in gains), max(doubt for _, doubt in gains)
+    met = (asked.least is None or gain >= asked.least) and (asked.most is None or gain <= asked.most)
+    told = f"{gain:.3f}" + (f" ± {doubt:.3f}" if doubt else "")
+    return f"| {asked.text} | {told} | {'met' if met else '**missed**'} |"
+
+
+def _gain(asked: Asked, kept: dict[str, Any], seed: int) -> tuple[float, float] | None:
+    """How much better, positive is better for nats; the figure itself where nothing is compared."""
+    own = kept.get(f"{asked.better} · seed {seed}")
+    if own is None or asked.figure not in own["figures"]:
+        return None
+    if asked.than is None:
+        return own["figures"][asked.figure][0], own["figures"][asked.figure][1]
+    other = kept.get(f"{asked.than} · seed {seed}")
+    if other is None:
+        return None
+    paired = own.get("paired", {}).get(asked.than, {}).get(asked.figure)
+    if paired is not None:
+        return paired[0], paired[1]
+    more = own["figures"][asked.figure][0] - other["figures"][asked.figure][0]
+    return (more if asked.figure == "active units" else -more), 0.0

@@ -15,7 +15,7 @@ from xhat.gradients.expectation import GRADIENTS, expectation, gradient_of
 from xhat.gradients.layers import Layers
 from xhat.gradients.measure import Measure
 from xhat.gradients.pathwise import Pathwise
-from xhat.gradients.reduction import LogMeanExp, Mean, Reduction
+from xhat.gradients.reduction import Blend, Grouped, LogMeanExp, Mean, Reduction, Renyi
 from xhat.gradients.relaxed import REBAR, RELAX
 from xhat.gradients.sampling import Sampling
 from xhat.gradients.score import VIMCO, LeaveOneOut, Score
@@ -45,7 +45,10 @@ __all__ = [
     "Lagged",
     "Layers",
     "LeaveOneOut",
+    "Blend",
+    "Grouped",
     "LogMeanExp",
+    "Renyi",
     "LogWeight",
     "Mean",
     "Measure",

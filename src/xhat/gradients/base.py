@@ -36,17 +36,29 @@ class LogWeight:
         log_joint: maps ``(S, *batch, *event)`` to ``(S, *batch)``.
         q: the law.
         weight: β, 1 in a bound.
+        seen: where log q of the first call is put down, detached, for whoever wants to know it without a second evaluation, which
+            some laws pay dearly for; None: nowhere.
 
     >>> q = torch.distributions.Normal(0.0, 1.0)
     >>> LogWeight(q.log_prob, q)(torch.zeros(3))
     tensor([0., 0., 0.])
     """
 
-    def __init__(self, log_joint: Function, q: Distribution, weight: Tensor | float = 1.0) -> None:
-        self.log_joint, self.q, self.weight = log_joint, q, weight
+    def __init__(
+        self, log_joint: Function, q: Distribution, weight: Tensor | float = 1.0, seen: list[Tensor] | None = None
+    ) -> None:
+        self.log_joint, self.q, self.weight, self.seen = log_joint, q, weight, seen
 
     def __call__(self, z: Tensor) -> Tensor:
-        return self.log_joint(z) - self.weight * relaxed_log_prob(self.q, z)
+        # In this order: log p may draw from q again, and a flow knows the density of its last draw only.
+        log_q = relaxed_log_prob(self.q, z)
+        self.record(log_q)
+        return self.log_joint(z) - self.weight * log_q
+
+    def record(self, log_q: Tensor) -> None:
+        """Put down log q at the draws, once; for estimators that evaluate it by themselves."""
+        if self.seen is not None and not self.seen:
+            self.seen.append(log_q.detach())
 
 
 class Once:
@@ -210,7 +222,7 @@ class Gradient(Part, nn.Module, abc.ABC):
     Attributes:
         unbiased: whether the mean of the estimate is the derivative.
         requires: names of ``xhat.gradients.features``.
-        reductions: what it can make of S values, "mean" or "log-mean-exp" (multi-sample bounds).
+        reductions: what it can make of S values, by family: "mean", or "log-mean-exp" (multi-sample bounds of every kind).
         signals: whether it weighs each example's own f; f must then treat examples one by one, as batch normalisation does not.
         plain: whether its value is an average over draws of q.
     """

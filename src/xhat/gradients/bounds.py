@@ -10,7 +10,7 @@ from torch.distributions import Distribution
 
 from xhat.errors import ConfigError
 from xhat.gradients.base import Function, Gradient, LogWeight, honest, lift, total
-from xhat.gradients.reduction import Reduction
+from xhat.gradients.reduction import Form, Reduction, doubled
 
 
 class STL(Gradient):
@@ -49,7 +49,8 @@ class DReG(Gradient):
               \qquad \tilde w_i = \frac{w_i}{\sum_j w_j}
 
     while parameters of log p meet :math:`\tilde w_i`, as ever. Its signal does not fade as S grows. For the one-sample bound it
-    is sticking the landing.
+    is sticking the landing. For other bounds R of the log weights, such as Rényi's, the square is
+    :math:`\partial R / \partial \log w_i - \partial^2 R / (\partial \log w_i)^2`.
 
     Source: Tucker, Lawson, Gu & Maddison (2018).
 
@@ -78,44 +79,51 @@ def _path_only(f: Function, q: Distribution, samples: int, reduce: Reduction) ->
     weight = f.weight
 
     def log_density(point: Tensor) -> tuple[Tensor, Tensor]:
-        each = weight * q.log_prob(point)
-        return each.sum(), each
+        own = q.log_prob(point)
+        return (weight * own).sum(), own
 
     with torch.no_grad():  # which torch.func.grad looks past; unlike autograd.grad it can be traced
-        fall, log_q = torch.func.grad(log_density, has_aux=True)(z)
+        fall, own = torch.func.grad(log_density, has_aux=True)(z)
+    f.record(own)
+    log_q = weight * own
 
     def log_weight(path: Tensor) -> Tensor:
         """The log weights; log q moves with z only: its derivative in φ at a fixed z is what is left out."""
         return honest(f.log_joint(path) - log_q, -total(fall * path, len(q.event_shape)))
 
-    if reduce.name == "mean":
+    if reduce.form is None:
         return reduce(log_weight(z))
     nothing = torch.zeros_like(log_q)
-    path, each, whole = _Again.apply(z, nothing, nothing[0], torch.as_tensor(weight, dtype=log_q.dtype, device=log_q.device))
+    known = torch.as_tensor(weight, dtype=log_q.dtype, device=log_q.device)
+    path, each, whole = _Again.apply(z, nothing, nothing[0], known, *reduce.form)
     return reduce(log_weight(path) + each) + whole
 
 
 class _Again(torch.autograd.Function):
     r"""The draws, whose derivative is multiplied once more with their share in the bound.
 
-    A score of weight β that is reparameterised away leaves :math:`\tilde w(1 - \beta + \beta \tilde w)`, of which the reduction
-    brings the first :math:`\tilde w`. The second is told by two zeros, one added to each log weight and one to the bound: the
-    quotient of their derivatives. No hook and no number known only later, so that it can be traced.
+    A score of weight β that is reparameterised away leaves :math:`c(1 - \beta) + \beta a`, of which the reduction brings
+    :math:`c = \partial R / \partial \log w`, and :func:`xhat.gradients.reduction.doubled` says a / c. The share c is told by two
+    zeros, one added to each log weight and one to the bound: the quotient of their derivatives. No hook and no number known only
+    later, so that it can be traced.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(z: Tensor, each: Tensor, whole: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        z: Tensor, each: Tensor, whole: Tensor, weight: Tensor, beta: float, alpha: float, groups: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
         return z.view_as(z), each.clone(), whole.clone()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.save_for_backward(inputs[3])
+        ctx.form = inputs[4:]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, each: Tensor, whole: Tensor) -> tuple[Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
         share = torch.where(whole == 0, 0.0, each / whole)
-        factor = 1 - weight + weight * share
-        return grad * lift(factor, grad.ndim - factor.ndim), None, None, None
+        factor = 1 - weight + weight * doubled(share, Form(*ctx.form))
+        return grad * lift(factor, grad.ndim - factor.ndim), *(None,) * 6

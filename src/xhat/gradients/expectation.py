@@ -102,8 +102,8 @@ def misfit(
         return Misfit(f"the gradient {name!r} needs {lacks}, which {_law_name(q)} does not have", remedy)
     if estimator.usable(samples) != samples:
         return Misfit(f"the gradient {name!r} {estimator.takes}, was {samples}", f"use {estimator.usable(samples)}")
-    if reduce is not None and reduce.name not in estimator.reductions:
-        if reduce.name == "mean":
+    if reduce is not None and reduce.family not in estimator.reductions:
+        if reduce.family == "mean":
             remedy = "use xhat.bound(…, objective='iwae'), or for a mean 'rloo'"
             return Misfit(f"the gradient {name!r} is one for multi-sample bounds", remedy)
         remedy = f"gradients that do: {', '.join(_serving(q, reduce))}"
@@ -117,7 +117,7 @@ def misfit(
 def _serving(q: Distribution, reduce: Reduction) -> list[str]:
     """The names of the gradients that fit; the caller's random numbers, of which some are made, are left alone."""
     with torch.random.fork_rng(devices=[]):
-        return [name for name, cls in GRADIENTS.items() if reduce.name in cls.reductions and cls().lacks(q) is None]
+        return [name for name, cls in GRADIENTS.items() if reduce.family in cls.reductions and cls().lacks(q) is None]
 
 
 def check_fit(
@@ -188,7 +188,7 @@ def expectation(
     events = len(q.event_shape)
     checked: Function
     if isinstance(f, LogWeight):
-        checked = LogWeight(_checked(f.log_joint, events, "log_joint"), f.q, f.weight)
+        checked = LogWeight(_checked(f.log_joint, events, "log_joint"), f.q, f.weight, f.seen)
     else:
         checked = _checked(f, events, "f")
     if estimator.plain and not torch.is_grad_enabled():

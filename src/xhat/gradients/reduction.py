@@ -4,18 +4,63 @@ from __future__ import annotations
 
 import abc
 import math
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from xhat.errors import ConfigError, whole_number
 from xhat.parts import Part
 
 
+class Form(NamedTuple):
+    r"""A multi-sample reduction by three numbers: the average over ``groups`` of :math:`\beta\,\text{mean} + (1-\beta) R_\alpha`.
+
+    :math:`R_\alpha` is Rényi's (:class:`Renyi`): the log-mean-exp for α = 0.
+    """
+
+    beta: float = 0.0
+    alpha: float = 0.0
+    groups: int = 1
+
+
+def doubled(share: Tensor, form: Form) -> Tensor:
+    r"""What the path of each sample is multiplied with once more, when log q's own derivative is reparameterised away.
+
+    .. math:: \frac1{c_i} \Big( c_i - \frac{\partial^2 R}{\partial f_i^2} \Big),
+              \qquad c_i = \frac{\partial R}{\partial f_i} = \frac1M \Big( \frac{\beta}{K} + (1 - \beta) s_i \Big),
+
+    with s the weights :math:`w^{1-\alpha}` normalised in a group; the numerator is
+    :math:`\frac1M \big(\frac{\beta}{K} + (1-\beta)(\alpha s_i + (1-\alpha) s_i^2)\big)`.
+
+    Args:
+        share: c, ``(S, *batch)``.
+        form: of the reduction.
+    """
+    beta, alpha, groups = form
+    if beta == 1:
+        return torch.ones_like(share)
+    floor = beta * groups / share.shape[0]
+    own = (groups * share - floor) / (1 - beta)
+    if beta == 0:
+        return alpha + (1 - alpha) * own
+    own = own.clamp(0.0, 1.0)  # which the difference of two roundings can leave
+    return (floor + (1 - beta) * own * (alpha + (1 - alpha) * own)) / (floor + (1 - beta) * own)
+
+
 class Reduction(Part, abc.ABC):
-    """From ``(S, *batch)`` to ``(*batch)``: a mean, or a log-mean-exp for multi-sample bounds."""
+    """From ``(S, *batch)`` to ``(*batch)``: a mean, or what makes a multi-sample bound of log weights.
+
+    Attributes:
+        name: its own.
+        family: what a gradient must serve, of ``Gradient.reductions``: ``"mean"``, or ``"log-mean-exp"`` for all those whose
+            samples meet each other in a log-mean-exp.
+        form: of a multi-sample bound, for its path derivatives; None for what is linear in the values.
+    """
 
     name: ClassVar[str]
+    family: ClassVar[str] = "log-mean-exp"
+    form: Form | None = Form()
 
     @abc.abstractmethod
     def __call__(self, values: Tensor) -> Tensor:
@@ -29,9 +74,12 @@ class Reduction(Part, abc.ABC):
     def leave_one_out(self, values: Tensor) -> Tensor:
         """The signal whose baseline is, for each sample, made of the others; needs S ≥ 2."""
 
-    @abc.abstractmethod
     def doubly(self, values: Tensor) -> Tensor | float:
         """What the path's derivative is multiplied with once more, when log q's own derivative is reparameterised away."""
+        if self.form is None:
+            return 1.0
+        share: Tensor = torch.func.grad(lambda v: self(v).sum())(values)
+        return doubled(share, self.form)
 
 
 class Mean(Reduction):
@@ -41,6 +89,8 @@ class Mean(Reduction):
     """
 
     name = "mean"
+    family = "mean"
+    form = None
 
     def __call__(self, values: Tensor) -> Tensor:
         return values.mean(0)
@@ -52,9 +102,6 @@ class Mean(Reduction):
         count = values.shape[0]
         others = (values.sum(0, keepdim=True) - values) / (count - 1)
         return self.signal(values, others)
-
-    def doubly(self, values: Tensor) -> Tensor | float:
-        return 1.0
 
 
 class LogMeanExp(Reduction):
@@ -83,5 +130,133 @@ class LogMeanExp(Reduction):
         replaced = torch.where(own, others.unsqueeze(1), values.unsqueeze(0))
         return self(values) - (replaced.logsumexp(1) - math.log(count))
 
-    def doubly(self, values: Tensor) -> Tensor | float:
-        return values.softmax(0)
+
+_MEAN, _LOG_MEAN_EXP = Mean(), LogMeanExp()
+
+
+class Renyi(Reduction):
+    r"""Rényi's mean, the logarithm of a power mean of weights: with log weights f, the variational Rényi bound.
+
+    .. math:: R_\alpha = \frac{1}{1-\alpha} \log \frac1S \sum_i e^{(1-\alpha) f_i}
+
+    It falls as α rises: the log-mean-exp for α = 0, the mean for α = 1 (the limit).
+
+    Args:
+        alpha: α, any finite number.
+
+    Raises:
+        ConfigError: it is not one.
+
+    Source: Li & Turner (2016).
+
+    >>> Renyi(0.5)(torch.tensor([0.0, 0.0, 3.0])) < LogMeanExp()(torch.tensor([0.0, 0.0, 3.0]))
+    tensor(True)
+    """
+
+    name = "renyi"
+
+    def __init__(self, alpha: float) -> None:
+        if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
+            raise ConfigError(f"alpha must be a finite number, was {alpha!r}: use 0 for IWAE, 1 for the ELBO")
+        self.alpha = float(alpha)
+        self.form = Form(alpha=self.alpha)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        power = 1 - self.alpha
+        return _LOG_MEAN_EXP(power * values) / power if power else values.mean(0)
+
+    def signal(self, values: Tensor, baseline: Tensor | float) -> Tensor:
+        return (self(values) - baseline).expand_as(values) if self.alpha != 1 else _MEAN.signal(values, baseline)
+
+    def leave_one_out(self, values: Tensor) -> Tensor:
+        power = 1 - self.alpha
+        return _LOG_MEAN_EXP.leave_one_out(power * values) / power if power else _MEAN.leave_one_out(values)
+
+
+class Blend(Reduction):
+    r"""Between a mean and a log-mean-exp, :math:`\beta \frac1S \sum_i f_i + (1-\beta) \log \frac1S \sum_i e^{f_i}`.
+
+    With log weights, the convex combination of the ELBO and the IWAE bound.
+
+    Args:
+        beta: β, the mean's share, in [0, 1].
+
+    Raises:
+        ConfigError: β outside it.
+
+    Source: Rainforth et al. (2018).
+
+    >>> Blend(0.5)(torch.tensor([2.0, 2.0]))
+    tensor(2.)
+    """
+
+    name = "blend"
+
+    def __init__(self, beta: float) -> None:
+        if not isinstance(beta, int | float) or isinstance(beta, bool) or not 0 <= beta <= 1:
+            raise ConfigError(f"beta, the mean's share, must be in [0, 1], was {beta!r}")
+        self.beta = float(beta)
+        self.form = Form(beta=self.beta)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return self._of(_MEAN(values), _LOG_MEAN_EXP(values))
+
+    def signal(self, values: Tensor, baseline: Tensor | float) -> Tensor:
+        return self._of(_MEAN.signal(values, baseline), _LOG_MEAN_EXP.signal(values, baseline))
+
+    def leave_one_out(self, values: Tensor) -> Tensor:
+        return self._of(_MEAN.leave_one_out(values), _LOG_MEAN_EXP.leave_one_out(values))
+
+    def _of(self, mean: Tensor, bound: Tensor) -> Tensor:
+        # An infinite mean, of an impossible sample, that does not count at all must not spoil the rest.
+        return bound if self.beta == 0 else self.beta * mean + (1 - self.beta) * bound
+
+
+class Grouped(Reduction):
+    r"""The average over M groups of a log-mean-exp over K samples, :math:`\frac1M \sum_m \log \frac1K \sum_k e^{f_{km}}`.
+
+    S = MK; sample i belongs to group i mod M, which matters to nobody, for the samples are independent. A sample's score meets
+    the bound of its own group only.
+
+    Args:
+        groups: M.
+
+    Raises:
+        ConfigError: M is no whole number of at least 1, or does not divide the number of samples.
+
+    Source: Rainforth et al. (2018).
+
+    >>> Grouped(2)(torch.tensor([1.0, 5.0, 1.0, 5.0, 1.0, 5.0]))  # groups of three ones and three fives
+    tensor(3.)
+    """
+
+    name = "grouped"
+
+    def __init__(self, groups: int) -> None:
+        whole_number("groups", groups)
+        self.groups = groups
+        self.form = Form(groups=groups)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return _LOG_MEAN_EXP(self._apart(values)).mean(0)
+
+    def signal(self, values: Tensor, baseline: Tensor | float) -> Tensor:
+        each = self._apart(values)
+        if len(each) == 1:
+            return _MEAN.signal(values, baseline)
+        return _LOG_MEAN_EXP.signal(each, baseline).flatten(0, 1) / self.groups
+
+    def leave_one_out(self, values: Tensor) -> Tensor:
+        each = self._apart(values)
+        if len(each) == 1:  # a mean, in which the other groups are the others
+            return _MEAN.leave_one_out(values)
+        return _LOG_MEAN_EXP.leave_one_out(each).flatten(0, 1) / self.groups
+
+    def _apart(self, values: Tensor) -> Tensor:
+        """``(K, M, *batch)``."""
+        count = values.shape[0]
+        if count % self.groups:
+            raise ConfigError(
+                f"samples must be a multiple of the number of groups, {self.groups}, was {count}: use M · K of them"
+            )
+        return values.unflatten(0, (count // self.groups, self.groups))

@@ -78,7 +78,7 @@ class Score(Gradient):
         if self.lagged is not None:
             self.lagged.join(values)
         if self.learned is not None and context is not None and self.training:
-            self._loss.value = self.learned.loss(context, reduce(values) if reduce.name != "mean" else values)
+            self._loss.value = self.learned.loss(context, values if reduce.form is None else reduce(values))
             self.learned.join(values)
         return honest(reduce(values), (signal * q.log_prob(z)).sum(0))
 
@@ -129,8 +129,8 @@ class LeaveOneOut(Gradient):
 class VIMCO(Gradient):
     r"""The leave-one-out gradient of a multi-sample bound, :math:`\log \frac{1}{S} \sum_i w_i`.
 
-    A sample's baseline is the bound with its weight replaced by the geometric mean of the others. The bound's direct derivative,
-    whose mean is not zero for S > 1, is kept.
+    A sample's baseline is the bound with its weight replaced by the geometric mean of the others; of several groups, the others
+    of its own group. The bound's direct derivative, whose mean is not zero for S > 1, is kept.
 
     Source: Mnih & Rezende (2016).
 

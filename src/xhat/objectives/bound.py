@@ -16,7 +16,7 @@ BOUNDS: dict[str, type[Reduction]] = {"elbo": Mean, "iwae": LogMeanExp}
 def bound(
     log_joint: Callable[[Tensor], Tensor],
     q: Distribution,
-    objective: str = "elbo",
+    objective: str | Reduction = "elbo",
     gradient: str | Gradient = "pathwise",
     samples: int = 1,
 ) -> Tensor:
@@ -31,7 +31,9 @@ def bound(
     Args:
         log_joint: maps ``(S, *batch, *event)`` to log p(x, z), ``(S, *batch)``, in nats.
         q: the law of z.
-        objective: ``"elbo"``, the mean of the log weights; or ``"iwae"``, the logarithm of the weights' mean.
+        objective: ``"elbo"``, the mean of the log weights; ``"iwae"``, the logarithm of the weights' mean; or a reduction of
+            :mod:`xhat.gradients` with options of its own: ``Renyi(alpha)``, ``Blend(beta)``, between the two, or
+            ``Grouped(groups)``, the mean of several IWAE bounds, ``samples`` being those of all groups together.
         gradient: a name of ``xhat.gradients.GRADIENTS`` or an estimator.
         samples: S.
 
@@ -41,13 +43,22 @@ def bound(
     Raises:
         ConfigError: an unknown objective; a gradient that does not fit q or the bound.
 
-    Source: Kingma & Welling (2013); IWAE: Burda, Grosse & Salakhutdinov (2016).
+    Source: Kingma & Welling (2013); IWAE: Burda, Grosse & Salakhutdinov (2016); Rényi: Li & Turner (2016); the others: Rainforth
+    et al. (2018).
 
     >>> import torch
     >>> q = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(5, 2), 1.0), 1)
     >>> bound(q.log_prob, q, samples=3)
     tensor([0., 0., 0., 0., 0.])
+    >>> from xhat.gradients import Renyi
+    >>> bound(q.log_prob, q, objective=Renyi(0.5), gradient="dreg", samples=3).shape
+    torch.Size([5])
     """
-    if objective not in BOUNDS:
-        raise ConfigError(f"objective must be one of {', '.join(BOUNDS)}, was {objective!r}")
+    if isinstance(objective, Reduction):
+        return expectation(LogWeight(log_joint, q), q, gradient, samples, objective)
+    if not isinstance(objective, str) or objective not in BOUNDS:
+        raise ConfigError(
+            f"objective must be one of {', '.join(BOUNDS)}, was {objective!r}; other bounds are objects, such as "
+            "xhat.gradients.Renyi(alpha=0.5)"
+        )
     return expectation(LogWeight(log_joint, q), q, gradient, samples, BOUNDS[objective]())

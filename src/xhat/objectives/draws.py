@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from xhat.distributions import relaxed_log_prob
-from xhat.gradients import Gradient, LogWeight, Reduction, expectation
+from xhat.gradients import Gradient, LogMeanExp, LogWeight, Reduction, expectation
 from xhat.objectives.base import Chassis
 
 
@@ -18,6 +18,27 @@ class AtDraws(NamedTuple):
 
     bound: Tensor
     measures: dict[str, Tensor]
+
+
+class Drawn(NamedTuple):
+    r"""The same, with the draws.
+
+    Attributes:
+        bound: ``(B,)``, with its gradient.
+        measures: each ``(B,)``, in nats.
+        z: the draws, ``(S, B, *latent)``.
+        log_weights: :math:`\log w_k`, with β = 1, ``(S, B)``.
+    """
+
+    bound: Tensor
+    measures: dict[str, Tensor]
+    z: Tensor
+    log_weights: Tensor
+
+    @property
+    def iwae(self) -> Tensor:
+        """The importance-weighted bound of all the draws, ``(B,)``, whatever the loss is made of."""
+        return LogMeanExp()(self.log_weights)
 
 
 def at_draws(
@@ -46,8 +67,23 @@ def at_draws(
     Returns:
         The bound and the measures ``elbo`` (the mean of the log weights with β = 1), ``log_px_given_z`` and ``kl`` (sampled).
     """
+    found = drawn(model, target, laws, gradient, samples, reduce, weight)
+    return AtDraws(found.bound, found.measures)
+
+
+def drawn(
+    model: Chassis,
+    target: Tensor,
+    laws: tuple[Distribution, Distribution],
+    gradient: Gradient,
+    samples: int,
+    reduce: Reduction,
+    weight: Tensor | float = 1.0,
+) -> Drawn:
+    """As :func:`at_draws`, whose arguments it takes; with the draws, for objectives that ask more of them."""
     q, p = laws
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    seen_q: list[Tensor] = []
 
     def log_joint(z: Tensor) -> Tensor:
         log_px, log_pz = model.likelihood(z).log_prob(target), relaxed_log_prob(p, z)
@@ -55,15 +91,18 @@ def at_draws(
             seen.append((z.detach(), log_px.detach(), log_pz.detach()))
         return log_px + weight * log_pz
 
-    bound = expectation(LogWeight(log_joint, q, weight), q, gradient, samples, reduce)
+    bound = expectation(LogWeight(log_joint, q, weight, seen_q), q, gradient, samples, reduce)
     # The first call is at the points that the value is made of; what else an estimator looks at is not measured.
     with torch.no_grad():
         count = gradient.points(samples, q)
         z, log_px, log_pz = (part[:count] for part in seen[0])
-        log_ratio = q.log_prob(z) - log_pz
+        # An estimator that looks at log p alone has not said what log q is.
+        log_q = seen_q[0][:count] if seen_q else relaxed_log_prob(q, z)
+        log_ratio = log_q - log_pz
+        log_weights = log_px - log_ratio
         weights = gradient.weights(q, z)
         log_px, kl = (_averaged(term, weights) for term in (log_px, log_ratio))
-    return AtDraws(bound, {"elbo": log_px - kl, "log_px_given_z": log_px, "kl": kl})
+    return Drawn(bound, {"elbo": log_px - kl, "log_px_given_z": log_px, "kl": kl}, z, log_weights)
 
 
 def _averaged(term: Tensor, weights: Tensor | None) -> Tensor:

@@ -56,5 +56,17 @@ class Objective(Part, nn.Module, abc.ABC):
             ConfigError: says what is missing.
         """
 
+    def serves(self, gradient: Gradient) -> None:
+        """Refuse an estimator whose derivative would not be that of this objective, though it fits the law.
+
+        Raises:
+            ConfigError: says why, and names the estimators that do.
+        """
+
+    @property
+    def coupled(self) -> str:
+        """What couples the examples, so that the loss of a batch depends on how it is cut, in words; empty where nothing does."""
+        return ""
+
     def at(self, epoch: float) -> None:
         """Tell the objective how far training is, for schedules such as β warm-up."""

@@ -23,7 +23,10 @@ class ELBO(Objective):
 
     .. math:: L = -E_{q(z|x)}[\log p(x|z)] + \beta\, KL(q(z|x) \,\|\, p(z))
 
-    The logged measure ``elbo`` is the true bound (β = 1, no free bits) whatever the loss is.
+    With a capacity C the KL is drawn to C instead of to 0, from below as from above, example by example:
+    :math:`\beta\,|KL(q(z|x) \,\|\, p(z)) - C|`, with C rising linearly from 0.
+
+    The logged measure ``elbo`` is the true bound (β = 1, no free bits, no capacity) whatever the loss is.
 
     Args:
         beta: weight of the KL at the end of the warm-up; 1 is the bound itself.
@@ -32,11 +35,14 @@ class ELBO(Objective):
         kl: ``"analytic"`` (closed form), ``"sampled"`` (log q − log p at the samples) or ``"auto"`` (closed form where there
             is one).
         samples: L, draws of z for each example.
+        capacity: C at the end of its rise, in nats; 0 is the KL itself.
+        capacity_warmup: epochs over which C rises from 0, linearly.
 
     Raises:
-        ConfigError: a negative weight, or free bits with a sampled KL.
+        ConfigError: a negative weight; free bits or a capacity with a sampled KL, with a path derivative, or with each other.
 
-    Source: Kingma & Welling (2013); β: Higgins et al. (2017); warm-up: Bowman et al. (2016); free bits: Kingma et al. (2016).
+    Source: Kingma & Welling (2013); β: Higgins et al. (2017); warm-up: Bowman et al. (2016); free bits: Kingma et al. (2016);
+    capacity: Burgess et al. (2018).
 
     >>> import xhat
     >>> model = xhat.build("vae", shape=(4,), latent=2, hidden=[8], likelihood="bernoulli", beta=4.0, beta_warmup=10)
@@ -48,45 +54,78 @@ class ELBO(Objective):
     name = "elbo"
     needs_prior = True
     weight: Tensor
+    allowed: Tensor
 
     def __init__(
-        self, beta: float = 1.0, warmup: float = 0.0, free_bits: float = 0.0, kl: str = "auto", samples: int = 1
+        self,
+        beta: float = 1.0,
+        warmup: float = 0.0,
+        free_bits: float = 0.0,
+        kl: str = "auto",
+        samples: int = 1,
+        capacity: float = 0.0,
+        capacity_warmup: float = 0.0,
     ) -> None:
         super().__init__()
-        for option, value in (("beta", beta), ("warmup", warmup), ("free_bits", free_bits)):
+        weights = {"beta": beta, "warmup": warmup, "free_bits": free_bits}
+        for option, value in {**weights, "capacity": capacity, "capacity_warmup": capacity_warmup}.items():
             if not isinstance(value, int | float) or not 0 <= value < math.inf:
                 raise ConfigError(f"{option} must be at least 0, was {value!r}")
         if kl not in KL:
             raise ConfigError(f"kl must be one of {', '.join(KL)}, was {kl!r}")
         if free_bits > 0 and kl == "sampled":
             raise ConfigError("free_bits needs the KL of each dimension, which only kl='analytic' has")
+        if capacity > 0 and kl == "sampled":
+            raise ConfigError(
+                "capacity needs the KL itself, for the absolute value of a sampled KL is not unbiased: use kl='analytic'"
+            )
+        if capacity > 0 and free_bits > 0:
+            raise ConfigError(
+                "capacity and free_bits both say what KL is paid for, and cannot be had together: leave one of them out"
+            )
+        if capacity_warmup > 0 and capacity == 0:
+            raise ConfigError(f"capacity_warmup is the time in which capacity rises, and needs one above 0, was {capacity!r}")
         whole_number("samples", samples)
-        self.beta, self.warmup, self.free_bits, self.kl, self.samples = beta, warmup, free_bits, kl, samples
-        # A tensor, so that a schedule changes no constant of a compiled program.
-        self.register_buffer("weight", torch.tensor(0.0 if warmup > 0 else float(beta)))
+        self.beta, self.free_bits, self.kl, self.samples, self.capacity = beta, free_bits, kl, samples, capacity
+        self.beta_warmup, self.capacity_warmup = warmup, capacity_warmup
+        self.warmup = max(warmup, capacity_warmup)
+        # Tensors, so that a schedule changes no constant of a compiled program.
+        self.register_buffer("weight", torch.tensor(beta * _risen(0.0, warmup)))
+        if capacity > 0:
+            self.register_buffer("allowed", torch.tensor(capacity * _risen(0.0, capacity_warmup)))
+
+    @property
+    def coupled(self) -> str:
+        return "free_bits averages the KL over the batch" if self.free_bits > 0 else ""
 
     def fits(self, q: Distribution, p: Distribution) -> None:
-        if (self.kl == "analytic" or self.free_bits > 0) and not has_closed_form(q, p):
+        if (self.kl == "analytic" or self.free_bits > 0 or self.capacity > 0) and not has_closed_form(q, p):
             raise ConfigError(
-                "the KL of this posterior and prior has no closed form, which kl='analytic' and free_bits need: use "
-                "kl='sampled' without free_bits"
+                "the KL of this posterior and prior has no closed form, which kl='analytic', free_bits and capacity need: use "
+                "kl='sampled' without free_bits or capacity"
+            )
+
+    def serves(self, gradient: Gradient) -> None:
+        option = "free_bits" if self.free_bits > 0 else "capacity" if self.capacity > 0 else ""
+        if option and "log weight" in gradient.requires:
+            what = "the KL of each dimension" if option == "free_bits" else "the KL"
+            raise ConfigError(
+                f"{option} needs {what} in closed form, and a path derivative (stl, dreg) the whole log weight: use "
+                f"{option}=0 or gradient='pathwise'"
             )
 
     def at(self, epoch: float) -> None:
-        if self.warmup > 0:
-            self.weight.fill_(self.beta * min(1.0, epoch / self.warmup))
+        self.weight.fill_(self.beta * _risen(epoch, self.beta_warmup))
+        if self.capacity > 0:
+            self.allowed.fill_(self.capacity * _risen(epoch, self.capacity_warmup))
 
     def forward(self, model: Chassis, x: Tensor, target: Tensor) -> Terms:
         q, p = model.posterior(x), model.prior()
         gradient = _of_means(model.gradient)
+        self.serves(gradient)
         gradient.see(x)
         # A path derivative of the whole bound needs log q itself: there the KL is never taken in closed form.
         path = "log weight" in gradient.requires
-        if path and self.free_bits > 0:
-            raise ConfigError(
-                "free_bits needs the KL of each dimension in closed form, and a path derivative (stl, dreg) the whole log "
-                "weight: use free_bits=0 or gradient='pathwise'"
-            )
         whole = self.kl == "sampled" or (self.kl == "auto" and path)
         kl = None if whole else closed_form(q, p)
         if kl is not None:
@@ -106,7 +145,14 @@ class ELBO(Objective):
             above = each.mean(0) > self.free_bits
             # What no dimension has alone (the correlations of a full covariance) is paid for in full, or this were no bound.
             paid = (each * above).sum(1) + self.free_bits * (~above).sum() + (kl - each.sum(1))
+        elif self.capacity > 0:
+            paid = (kl - self.allowed).abs()
         return Terms(self.weight * paid - log_px, {"elbo": log_px - kl, "log_px_given_z": log_px, "kl": kl})
+
+
+def _risen(epoch: float, epochs: float) -> float:
+    """The share of its end that a linear schedule over so many epochs has come to."""
+    return min(1.0, epoch / epochs) if epochs > 0 else 1.0
 
 
 def _of_means(gradient: Gradient) -> Gradient:

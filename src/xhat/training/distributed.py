@@ -15,7 +15,6 @@ from xhat.data import Examples
 from xhat.errors import ConfigError
 from xhat.gradients.baselines import Lagged
 from xhat.models.base import Model, Stage
-from xhat.objectives import ELBO
 from xhat.ranks import Ranks, stream_seed
 from xhat.training.engine import Bounds, Engine, Taken
 from xhat.training.program import Derived
@@ -254,8 +253,11 @@ def refuse_shards(model: Model, stage: Stage, x: Tensor, count: int) -> None:
                 f"{type(module).__name__} ({name}) normalises by the whole batch, and a shard is a part of it: use nn.GroupNorm "
                 f"or nn.LayerNorm, or {alone}"
             )
-    if isinstance(stage.objective, ELBO) and stage.objective.free_bits > 0:
-        raise ConfigError(f"free_bits averages the KL over the batch, and a shard is a part of it: use beta_warmup, or {alone}")
+    if stage.objective.coupled:
+        raise ConfigError(
+            f"{stage.objective.coupled}, and a shard is a part of it: use an objective that takes each example by itself, such "
+            f"as an ELBO with beta_warmup, or {alone}"
+        )
     probe = copy.deepcopy((stage.module, model.gradient))
     known = {buffer for part in probe for module in part.modules() if isinstance(module, Lagged) for buffer in module.buffers()}
     before = {name: buffer.clone() for name, buffer in probe[0].named_buffers() if buffer not in known}

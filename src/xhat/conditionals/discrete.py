@@ -13,6 +13,7 @@ from torch.distributions import Poisson as TorchPoisson
 
 from xhat import distributions
 from xhat.conditionals.base import Conditional, positive
+from xhat.distributions.grid import Grid
 from xhat.errors import ConfigError
 
 
@@ -72,20 +73,6 @@ class ContinuousBernoulli(Conditional):
         return Independent(law, self.event_ndim, validate_args=False)
 
 
-class _Grid(constraints.Constraint):
-    """Equally spaced levels on [0, 1]."""
-
-    def __init__(self, levels: int) -> None:
-        self.levels = levels
-
-    def __str__(self) -> str:
-        return f"{self.levels} equally spaced levels from 0 to 1"
-
-    def check(self, value: Tensor) -> Tensor:
-        steps = value * (self.levels - 1)
-        return (value >= 0) & (value <= 1) & ((steps - steps.round()).abs() < 1e-3)
-
-
 class Categorical(Conditional):
     """Independent grey levels: each element is one of ``levels`` equally spaced values on [0, 1], with a probability each.
 
@@ -110,7 +97,7 @@ class Categorical(Conditional):
             raise ConfigError(f"levels must be at least 2, was {levels}")
         super().__init__(network, event, parameters=levels)
         self.levels = levels
-        self.support = _Grid(levels)  # type: ignore[misc]
+        self.support = Grid(0.0, 1.0, levels)  # type: ignore[misc]
 
     def law(self, raw: Tensor) -> Distribution:
         logits = raw.movedim(-1 - self.event_ndim, -1)

@@ -9,32 +9,9 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.types import _size
 
+from xhat.distributions.grid import Grid
 from xhat.distributions.shapes import broadcast
 from xhat.errors import ConfigError, DataError
-
-
-class _Grid(constraints.Constraint):
-    """``count`` equally spaced values from ``low`` to ``high``."""
-
-    is_discrete = True
-    event_dim = 0
-
-    def __init__(self, low: float, high: float, count: int) -> None:
-        self.low, self.high, self.count = low, high, count
-        super().__init__()
-
-    def position(self, value: Tensor) -> Tensor:
-        """Where ``value`` lies on the axis of levels: 0 at ``low``, ``count - 1`` at ``high``."""
-        return (value - self.low) * ((self.count - 1) / (self.high - self.low))
-
-    def check(self, value: Tensor) -> Tensor:
-        if not value.is_floating_point():
-            value = value.to(torch.get_default_dtype())
-        position = self.position(value)
-        nearest = position.round()
-        # With many levels the rounding of the value itself can exceed a thousandth of a step.
-        tolerance = max(1e-3, 4 * self.count * torch.finfo(value.dtype).eps)
-        return ((position - nearest).abs() <= tolerance) & (nearest >= 0) & (nearest < self.count)
 
 
 class Levels(Distribution):
@@ -92,8 +69,8 @@ class Levels(Distribution):
         return torch.linspace(self.low, self.high, self.count, dtype=self.logits.dtype, device=self.logits.device)
 
     @property
-    def support(self) -> _Grid:
-        return _Grid(self.low, self.high, self.count)
+    def support(self) -> Grid:
+        return Grid(self.low, self.high, self.count)
 
     @property
     def probs(self) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.distributions import Distribution, OneHotCategorical, constraints
 from torch.types import _size
 
@@ -95,12 +96,33 @@ class Chain(Distribution):
 
     def _at_some_point(self) -> Distribution:
         if torch.compiler.is_compiling():  # which cannot draw aside; the kind of law is the same at 0
-            return self.then(torch.zeros_like(self.first.mean))
+            return self.then(_zeros(self.first))
         devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
         with torch.random.fork_rng(devices=devices):
             z1 = self.first.sample()
             # A derivative may come from below by way of z₁ alone.
-            return self.then(z1.requires_grad_() if z1.is_floating_point() and torch.is_grad_enabled() else z1)
+            # In a vectorised program (torch.func) no tensor can be marked; a model's fit was seen before it got there.
+            marked = z1.is_floating_point() and torch.is_grad_enabled() and not is_functorch_wrapped_tensor(z1)
+            return self.then(z1.requires_grad_() if marked else z1)
+
+    def average(self, mean: Callable[[Distribution], Tensor], draws: int = 256) -> Tensor:
+        """The mean of the vector as far as formulas go, ``(*batch, n₁ + n₂)``: the first layer's own, and of each later one the
+        average of its means at draws of the layers before it.
+
+        A draw goes down through all the layers, so what this takes grows with their number and no faster.
+
+        Args:
+            mean: the mean of a law that is no chain.
+            draws: how many.
+
+        >>> from torch.distributions import Independent, Normal
+        >>> first = Independent(Normal(torch.ones(1), 1e-3), 1)
+        >>> Chain(first, lambda z: Independent(Normal(2 * z, 1.0), 1)).average(lambda law: law.mean).round(decimals=2)
+        tensor([1., 2.])
+        """
+        with torch.no_grad():
+            first = self.first.average(mean, draws) if isinstance(self.first, Chain) else mean(self.first)
+            return self.join(first, _mean_at(self.then(self.first.sample((draws,))), mean).mean(0))
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -150,6 +172,18 @@ class Chain(Distribution):
         z1, z2 = self.split(value)
         log_prob: Tensor = self.first.log_prob(z1) + self.then(z1).log_prob(z2)
         return log_prob
+
+
+def _mean_at(law: Distribution, mean: Callable[[Distribution], Tensor]) -> Tensor:
+    """Means given draws of what lies above, one further draw of each layer for each of them."""
+    if not isinstance(law, Chain):
+        return mean(law)
+    return law.join(_mean_at(law.first, mean), _mean_at(law.then(law.first.sample()), mean))
+
+
+def _zeros(law: Distribution) -> Tensor:
+    """A value of a law's shape, device and dtype."""
+    return law.join(_zeros(law.first), _zeros(law.pattern)) if isinstance(law, Chain) else torch.zeros_like(law.mean)
 
 
 def widths(law: Distribution) -> tuple[int, ...]:

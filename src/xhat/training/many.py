@@ -177,7 +177,8 @@ class _Work:
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(f"device {device!r} is not to be had here: {str(error).splitlines()[0]}") from error
         self.train = train.to(device)
-        for model in self.models:
+        for seed, model in zip(seeds, self.models, strict=True):
+            torch.manual_seed(seed)  # as for one model, whose parts may start at examples that they draw
             model.prepare(self.train)
         # One draw for all members, or their differences would be those of their yardsticks.
         self.valid = None if valid is None else valid.fixed(seeds[0]).to(device)

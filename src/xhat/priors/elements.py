@@ -1,47 +1,22 @@
-"""Priors p(z): conditionals without a context. Calling one gives the distribution."""
+"""Priors of independent elements, which declare one law that all of them share."""
 
 from __future__ import annotations
 
-import abc
 import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributions import Bernoulli as TorchBernoulli
-from torch.distributions import Distribution, Independent
+from torch.distributions import Distribution
 from torch.distributions import Normal as TorchNormal
 from torch.distributions import OneHotCategorical as TorchOneHotCategorical
 from torch.distributions import Poisson as TorchPoisson
 from torch.distributions import Uniform as TorchUniform
 
 from xhat import distributions
-from xhat.conditionals import Chain as ConditionalChain
-from xhat.conditionals import Conditional, event_of
 from xhat.errors import ConfigError
-from xhat.networks.base import as_shape
-from xhat.parts import Part
-
-
-class Prior(Part, nn.Module, abc.ABC):
-    """A law over latents of shape ``event``; independent elements unless it says otherwise."""
-
-    zeros: Tensor
-
-    def __init__(self, event: int | Sequence[int]) -> None:
-        super().__init__()
-        self.event = as_shape(event, "event")
-        # A buffer, so that the law follows the model to its device and dtype.
-        self.register_buffer("zeros", torch.zeros(self.event), persistent=False)
-
-    @abc.abstractmethod
-    def element(self) -> Distribution:
-        """The law of one element; its batch shape, and after it its own event shape if it has one, make up ``event``."""
-
-    def forward(self) -> Distribution:
-        element = self.element()
-        axes = len(element.batch_shape)
-        return Independent(element, axes, validate_args=False) if axes else element
+from xhat.priors.base import Prior
 
 
 class StandardNormal(Prior):
@@ -153,35 +128,3 @@ class Uniform(Prior):
 
     def element(self) -> Distribution:
         return TorchUniform(self.zeros, self.zeros + 1, validate_args=False)
-
-
-class Chain(Part, nn.Module):
-    r"""Two stochastic layers, drawn from the top down, :math:`p(z) = p(z_2)\, p(z_1 \mid z_2)`.
-
-    It is a law of the vector (z₁, z₂), the same that the posterior ``conditionals.Chain`` is a law of, which draws z₁ first.
-
-    Args:
-        top: a prior of z₂; a chain again for more than two layers.
-        below: a conditional from z₂ to z₁.
-
-    Raises:
-        ConfigError: a layer that declares no event, or a lower layer that does not take the upper's.
-
-    >>> from xhat.conditionals import Bernoulli as Layer
-    >>> from xhat.networks import MLP
-    >>> p = Chain(Bernoulli(10), Layer(MLP(10, [200]), event=20))()
-    >>> p.event_shape, p.sample((5,)).shape
-    (torch.Size([30]), torch.Size([5, 30]))
-    """
-
-    def __init__(self, top: nn.Module, below: nn.Module) -> None:
-        super().__init__()
-        self.top, self.below = top, below
-        above = event_of(top, "top layer")
-        self.event_below = event_of(below, "lower layer")
-        self.event = (math.prod(self.event_below) + math.prod(above),)
-        if isinstance(below, Conditional | ConditionalChain):
-            below.bind(above, "lower layer")
-
-    def forward(self) -> Distribution:
-        return distributions.Chain(self.top(), self.below, self.event_below, reverse=True, validate_args=False)

@@ -7,6 +7,9 @@ the last layer is made here, in the size that the law needs.
 from xhat.conditionals.base import Conditional, event_of, positive
 from xhat.conditionals.chain import Chain
 from xhat.conditionals.discrete import Bernoulli, Categorical, ContinuousBernoulli, OneHotCategorical, Poisson
+from xhat.conditionals.discretised import BetaBinomial, DiscretisedNormal, LogisticMixture
+from xhat.conditionals.flow import Flow
+from xhat.conditionals.ladder import Ladder
 from xhat.conditionals.normal import Delta, MultivariateNormal, Normal
 
 CONDITIONALS: dict[str, type[Conditional]] = {
@@ -18,16 +21,24 @@ CONDITIONALS: dict[str, type[Conditional]] = {
     "one-hot-categorical": OneHotCategorical,
     "poisson": Poisson,
     "delta": Delta,
+    "discretised-normal": DiscretisedNormal,
+    "logistic-mixture": LogisticMixture,
+    "beta-binomial": BetaBinomial,
 }
 
 __all__ = [
     "CONDITIONALS",
     "Bernoulli",
+    "BetaBinomial",
     "Categorical",
     "Chain",
     "Conditional",
     "ContinuousBernoulli",
     "Delta",
+    "DiscretisedNormal",
+    "Flow",
+    "Ladder",
+    "LogisticMixture",
     "MultivariateNormal",
     "Normal",
     "OneHotCategorical",

@@ -14,11 +14,13 @@ from torch import distributions as td
 
 import xhat
 from catalogue import EVENT, F64, RECIPES, bits, examples, from_recipe, vae
-from xhat import VAE, conditionals, priors
+from xhat import VAE, conditionals, gradients, objectives, priors
 from xhat.data import Examples
 from xhat.distributions import kl_divergence, kl_per_dimension
 from xhat.errors import ConfigError, DataError
+from xhat.evaluation.diagnostics import findings
 from xhat.evaluation.evaluate import Evaluation, Measure, measure
+from xhat.evaluation.refinement import refine
 from xhat.networks import MLP
 
 
@@ -404,3 +406,110 @@ def test_a_useless_denoiser_is_seen():
         for linear in (model.posterior.head.linear, model.likelihood.head.linear):
             linear.weight.copy_(math.sqrt(0.8) * torch.eye(4))
     assert not found(xhat.evaluate(model, x), "no closer")
+
+
+# What the bound is made of, and what refining posteriors adds to it
+
+
+def two_bits() -> VAE:
+    """Two layers of a bit each: neither a closed form of the KL nor marginals."""
+    bit = conditionals.Bernoulli
+    return VAE(
+        priors.Chain(priors.Bernoulli(1, probs=0.3), bit(MLP(1, []), 1)),
+        conditionals.Chain(bit(MLP(EVENT, []), 1), bit(MLP(1, []), 1)),
+        bit(MLP(2, []), EVENT),
+        objectives.ELBO(samples=2),
+        gradients.LeaveOneOut(),
+    )
+
+
+def test_the_parts_of_the_bound_are_those_of_the_anatomy():
+    model = vae("normal", "bernoulli")
+    x = examples(model, 60)
+    result = xhat.evaluate(model, x, samples=20)
+    assert result.anatomy_examples == 60
+    parts = (result.mutual_information, result.total_correlation, result.dimension_wise_kl)
+    noise = 4 * math.sqrt(sum(part.stderr**2 for part in (*parts, result.kl)))
+    assert sum(part.value for part in parts) == pytest.approx(result.kl.value, abs=noise)
+    assert result.reconstruction.value == pytest.approx(result.elbo.value + result.kl.value, abs=4 * result.reconstruction.stderr)
+    assert {each.place for each in result.dimensions} == {0, 1}
+    assert result.amortisation_gap is result.refined_steps is None
+    for row in ("mutual information I(x; z), nats", "total correlation, nats", "KL of each dimension, summed, nats", "z[0] ("):
+        assert row in str(result)
+
+
+def test_a_kl_without_a_closed_form_is_sampled():
+    model = two_bits()
+    x = examples(model, 8)
+    z = bits(2).float()
+    with torch.no_grad():
+        log_q = model.posterior(x).log_prob(z.unsqueeze(1).expand(-1, 8, -1))
+        known = (log_q.exp() * (log_q - model.prior().log_prob(z).unsqueeze(1))).sum(0).mean().item()
+    found = [xhat.evaluate(model, x, samples=100, seed=seed) for seed in range(20)]
+    values = [result.kl.value for result in found]
+    assert abs(np.mean(values) - known) <= 4 * np.std(values, ddof=1) / math.sqrt(len(values))
+    assert found[0].kl_per_dimension is found[0].total_correlation is found[0].dimensions is None
+    assert "KL(q(z) ‖ p(z)), nats" in str(found[0])
+    assert not collapsed(model, x)
+    with torch.no_grad():
+        model.posterior.first.head.linear.weight.zero_()
+    assert collapsed(model, x)
+
+
+def collapsed(model: VAE, x: Tensor) -> bool:
+    with torch.no_grad():
+        scaled = {name: 20 * value if "first" in name and "weight" in name else value for name, value in model.named_parameters()}
+        for name, value in model.named_parameters():
+            value.copy_(scaled[name])
+    return found(xhat.evaluate(model, x, samples=20), "the mutual information of x and z is below 0.01 nats")
+
+
+def test_collapse_is_seen_where_dimensions_are_sampled():
+    model = vae("normal", "bernoulli")
+    x = examples(model, 30)
+    parts = xhat.evaluate(model, x, samples=20)._replace(kl_per_dimension=None)
+    assert not [text for text in findings(model, parts) if "collapse" in text]
+    silence(model, [1])
+    parts = xhat.evaluate(model, x, samples=20)._replace(kl_per_dimension=None)
+    assert any("1 of 2 latent dimensions are collapsed (sampled" in text for text in findings(model, parts))
+    silence(model, [0, 1])
+    parts = xhat.evaluate(model, x, samples=20)._replace(kl_per_dimension=None)
+    assert any("every latent dimension's sampled KL is below" in text for text in findings(model, parts))
+
+
+def test_more_information_than_the_examples_can_show_is_said():
+    model = vae("normal", "bernoulli")
+    x = examples(model, 40)
+    assert not found(xhat.evaluate(model, x, samples=5), "the most that 40 examples can show")
+    model = vae("normal", "normal")
+    with torch.no_grad():
+        model.posterior.head.linear.weight[:2].mul_(1e4)  # the means
+    result = xhat.evaluate(model, torch.randn(40, 3), samples=5)
+    assert result.mutual_information.value == pytest.approx(math.log(40), abs=0.1)
+    assert found(result, "the most that 40 examples can show (log 40 = 3.69)")
+
+
+def test_the_amortisation_gap_is_measured_where_it_is_asked_for():
+    model = vae("normal", "bernoulli")
+    x = examples(model, 30)
+    result = xhat.evaluate(model, x, samples=5, refine_steps=20)
+    assert result == xhat.evaluate(model, x, samples=5, refine_steps=20)
+    assert (result.refined_examples, result.refined_steps) == (30, 20)
+    assert result.amortisation_gap == measure(refine(model, x, steps=20).gap)
+    assert "(20 steps on 30 examples)" in str(result)
+    assert Evaluation.from_dict(json.loads(json.dumps(result.as_dict()))) == result
+    with pytest.raises(ConfigError, match="a Chain has none"):
+        xhat.evaluate(two_bits(), x, samples=5, refine_steps=20)
+    with pytest.raises(ConfigError, match="refine_steps must be at least 1"):
+        xhat.evaluate(model, x, samples=5, refine_steps=-1)
+
+
+def test_what_an_older_version_put_down_is_read():
+    model = vae("normal", "bernoulli")
+    result = xhat.evaluate(model, examples(model, 10), samples=5)
+    held = {name: value for name, value in result.as_dict().items() if name not in Evaluation._field_defaults}
+    old = Evaluation.from_dict(json.loads(json.dumps(held)))
+    assert old == result._replace(**Evaluation._field_defaults)
+    assert "mutual information" not in str(old)
+    with pytest.raises(KeyError):
+        Evaluation.from_dict({})

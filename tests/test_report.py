@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from html.parser import HTMLParser
@@ -13,6 +14,8 @@ import pytest
 import torch
 
 import xhat
+from xhat.evaluation.evaluate import Evaluation, Measure
+from xhat.report.anatomy import bound_parts
 from xhat.report.facts import _number, command, configuration, measures
 from xhat.report.figures import training_curves
 from xhat.report.style import tiled
@@ -21,7 +24,7 @@ from xhat.report.write import write_report
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 EVIL = "<script>alert(1)</script>"
-ALL = {"training", "reconstruction", "samples", "map", "traversals", "kl", "evaluation", "configuration"}
+ALL = {"training", "reconstruction", "samples", "map", "traversals", "anatomy", "kl", "evaluation", "configuration"}
 
 
 class Page(HTMLParser):
@@ -117,7 +120,7 @@ def test_variational_on_images_has_every_section(tmp_path):
 @pytest.mark.parametrize(("recipe", "options"), [("autoencoder", {}), ("stacked", {"hidden": [8, 6]})])
 def test_without_prior_no_samples_and_no_kl(tmp_path, recipe, options):
     _, page, text = report(tmp_path, xhat.load_data(grey_images()), recipe, latent=3, **options)
-    assert page.sections == ALL - {"samples", "kl"}
+    assert page.sections == ALL - {"samples", "anatomy", "kl"}
     check_self_contained(page, text)
     assert "coloured by the squared error" in page.text
     assert not {"ELBO", "bits per dimension", "draws of z per example"} & set(page.cells)
@@ -146,7 +149,7 @@ def test_denoising_table_and_unnamed_columns(tmp_path):
     generator = torch.Generator().manual_seed(0)
     data = xhat.load_data(torch.randn(80, 20, generator=generator))
     _, page, text = report(tmp_path, data, "denoising", latent=1, corruption="normal-noise:0.3")
-    assert page.sections == ALL - {"samples", "kl"}
+    assert page.sections == ALL - {"samples", "anatomy", "kl"}
     assert "the first 12 of 20 columns" in page.text
     assert "column 11" in page.text
     check_self_contained(page, text)
@@ -168,6 +171,39 @@ def test_priors_that_are_not_normal(tmp_path, posterior):
     assert {"samples", "map", "traversals"} <= page.sections
     assert ("from 0 to 1" if posterior == "bernoulli" else "middle 98") in page.text
     check_self_contained(page, text)
+
+
+def test_the_bound_is_shown_in_its_parts(tmp_path):
+    data = xhat.load_data(grey_images())
+    _, page, _ = report(tmp_path, data, "vae", latent=3)
+    assert "What the bound misses" not in page.text
+    for name in ("mutual information", "total correlation", "KL of the dimensions"):
+        assert name in page.cells  # on the axis of the waterfall
+    assert "Dimensions by information" in page.text
+    model = xhat.load(tmp_path / "run")
+    result = xhat.evaluate(model, data.test, samples=5, refine_steps=3)
+    text = write_report(tmp_path / "run", model, data, result).read_text()
+    page = Page(text)
+    check_self_contained(page, text)
+    assert {"What the bound misses", "amortisation gap", "the rest"} <= set(page.cells)
+    assert "that of 3 steps on" in page.text
+    chain = result._replace(total_correlation=None, dimension_wise_kl=None, dimensions=None, mutual_information=result.kl)
+    drawn = bound_parts(Subject(model, data, chain)).panels[0].picture
+    assert "KL(q(z) ‖ p(z))" in drawn
+    assert "total correlation" not in drawn
+    near = result._replace(mutual_information=Measure(math.log(len(data.test)) - 0.1, 0.0))
+    assert "So many examples cannot show more" in bound_parts(Subject(model, data, near)).caption
+
+
+def test_what_an_older_version_measured_is_shown_as_it_was(tmp_path):
+    data = xhat.load_data(grey_images())
+    report(tmp_path, data, "vae", latent=3)
+    model = xhat.load(tmp_path / "run")
+    held = xhat.evaluate(model, data.test, samples=5).as_dict()
+    old = Evaluation.from_dict({name: held[name] for name in Evaluation._fields if name not in Evaluation._field_defaults})
+    page = Page(write_report(tmp_path / "run", model, data, old).read_text())
+    assert page.sections == ALL - {"anatomy"}
+    assert "KL per latent dimension" in page.text
 
 
 def test_names_are_escaped(tmp_path):

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from xhat.conditionals import Normal
+from xhat.evaluation.anatomy import near_ceiling
+from xhat.evaluation.result import Evaluation
 from xhat.models.base import Model
-
-if TYPE_CHECKING:
-    from xhat.evaluation.evaluate import Evaluation
 
 COLLAPSED = 0.01  # nats of KL, below which a dimension says nothing about x
 SMALL_ESS = 10.0
 
 
 def findings(model: Model, result: Evaluation) -> list[str]:
-    """Sentences about collapsed dimensions, σ at its bound, an effective sample size too small to trust, and overfitting."""
+    """Sentences about collapsed dimensions, σ at its bound, what so few draws or examples cannot show, and overfitting."""
     found = []
     if result.kl_per_dimension is not None:
         dead = sum(kl < COLLAPSED for kl in result.kl_per_dimension)
@@ -29,8 +27,15 @@ def findings(model: Model, result: Evaluation) -> list[str]:
             found.append(
                 f"{dead} of {result.latent} latent dimensions are collapsed (KL below 0.01 nats): a smaller latent would do"
             )
-    elif result.active_units == 0 and result.examples > 1:
-        found.append("no unit of the code varies with x: the code says nothing about it")
+    else:
+        found += _sampled_collapse(result)
+    information, count = result.mutual_information, result.anatomy_examples
+    if information is not None and count is not None and near_ceiling(information.value, count):
+        found.append(
+            f"the mutual information, {information.value:.2f} nats, is close to the most that {count} examples can show "
+            f"(log {count} = {math.log(count):.2f}): the true one is at least so large, and the marginal KL (total correlation "
+            "included) at most as large as it seems; give more examples"
+        )
     bound = model.likelihood.minimum if isinstance(model.likelihood, Normal) and model.likelihood.per != "fixed" else None
     if bound is not None and result.likelihood_scale is not None and result.likelihood_scale < 1.05 * bound:
         found.append(
@@ -60,3 +65,27 @@ def findings(model: Model, result: Evaluation) -> list[str]:
     if denoised is not None and corrupted is not None and denoised.value >= corrupted.value:
         found.append("the reconstruction is no closer to the clean example than the corrupted one is: train longer")
     return found
+
+
+def _sampled_collapse(result: Evaluation) -> list[str]:
+    """The same about collapse where the KL has no closed form: by what was sampled."""
+    worth = [dimension.kl for dimension in result.dimensions or () if dimension.kl is not None]
+    dead = sum(kl < COLLAPSED for kl in worth)
+    several = result.anatomy_examples is not None and result.anatomy_examples > 1
+    if worth and dead == len(worth):
+        return [
+            "posterior collapse: every latent dimension's sampled KL is below 0.01 nats, so the code says nothing about x; warm "
+            "β up, or weaken the decoder"
+        ]
+    if dead:
+        return [
+            f"{dead} of {result.latent} latent dimensions are collapsed (sampled KL below 0.01 nats): a smaller latent would do"
+        ]
+    if several and not worth and result.mutual_information is not None and result.mutual_information.value < COLLAPSED:
+        return [
+            "posterior collapse: the mutual information of x and z is below 0.01 nats, so the code says nothing about x; warm "
+            "β up, or weaken the decoder"
+        ]
+    if result.mutual_information is None and result.active_units == 0 and result.examples > 1:
+        return ["no unit of the code varies with x: the code says nothing about it"]
+    return []

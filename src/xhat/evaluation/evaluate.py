@@ -11,144 +11,27 @@ import torch
 from torch import Tensor
 
 from xhat.data import Examples, as_examples
-from xhat.data.permutation import Permutation
 from xhat.distributions import has_closed_form, kl_divergence, kl_per_dimension
 from xhat.errors import ConfigError, whole_number
+from xhat.evaluation.anatomy import ACTIVE, Anatomy, independent, some, take_apart
 from xhat.evaluation.diagnostics import findings
-from xhat.evaluation.evidence import ELEMENTS, bits_per_dimension, block_size, evidence_by_batches
+from xhat.evaluation.evidence import ELEMENTS, Sampler, bits_per_dimension, block_size, evidence_by_batches, way_of
 from xhat.evaluation.moments import Moments
+from xhat.evaluation.refinement import check_refinable, refine_examples
+from xhat.evaluation.result import Dimension, Evaluation, Measure, measure, measure_of, measured
 from xhat.evaluation.spread import Spread
 from xhat.heap import kept_heap
 from xhat.models.base import Model, centre, quiet
 from xhat.objectives.reconstruction import squared_error
 from xhat.ranks import joined
 
+__all__ = ["Dimension", "Evaluation", "Measure", "evaluate", "measure"]
+
 COMPARED = 2000  # training examples that are enough to see overfitting
-ACTIVE = 0.01  # variance of the posterior mean over examples, above which a unit counts as active (Burda et al. 2016)
-
-
-class Measure(NamedTuple):
-    """A mean over examples and its standard error, which is that of drawing these examples."""
-
-    value: float
-    stderr: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.4f} ± {self.stderr:.4f}"
-
-
-class Evaluation(NamedTuple):
-    """What a model does on data. Means are over examples, of sums over the event; densities in nats.
-
-    Attributes:
-        examples: N.
-        samples: K of the importance-sampled log-likelihood.
-        elbo: the evidence lower bound; None without a prior, as the next six are.
-        log_likelihood: importance-sampled log p(x).
-        log_likelihood_mc_stderr: how far sampling z alone puts the mean of log p(x) in doubt.
-        ess: effective sample size, mean over examples.
-        ess_smallest: its smallest value.
-        bits_per_dimension: of the log-likelihood; None also where the likelihood is a density.
-        kl: KL(q(z|x) ‖ p(z)); None also where it has no closed form.
-        squared_error: between x and the reconstruction x̂ from the code's mean.
-        corrupted_error: between the clean x and the corrupted x; None without a corruption, as is the next.
-        denoised_error: between the clean x and the reconstruction from the corrupted x.
-        kl_per_dimension: mean over examples; of a full covariance, of the marginals.
-        active_units: latent dimensions whose posterior mean varies with x (variance above 0.01).
-        latent: number of latent dimensions; a one-hot vector is one, whatever the number of its categories, and its variance
-            that of all of them together.
-        train_elbo: the bound on training examples, where they were given.
-        likelihood_scale: the Normal likelihood's smallest σ.
-        findings: what looks wrong, in words.
-    """
-
-    examples: int
-    samples: int
-    elbo: Measure | None
-    log_likelihood: Measure | None
-    log_likelihood_mc_stderr: float | None
-    ess: float | None
-    ess_smallest: float | None
-    bits_per_dimension: float | None
-    kl: Measure | None
-    squared_error: Measure
-    corrupted_error: Measure | None
-    denoised_error: Measure | None
-    kl_per_dimension: tuple[float, ...] | None
-    active_units: int
-    latent: int
-    train_elbo: Measure | None
-    likelihood_scale: float | None
-    findings: tuple[str, ...]
-
-    def __str__(self) -> str:
-        rows = [("examples", f"{self.examples}")]
-        if self.log_likelihood is not None:
-            rows += [
-                ("ELBO, nats", str(self.elbo)),
-                (
-                    f"log p(x), nats, K = {self.samples}",
-                    f"{self.log_likelihood} (sampling z: {self.log_likelihood_mc_stderr:.4f})",
-                ),
-                ("effective sample size", f"{self.ess:.1f} (smallest {self.ess_smallest:.1f}) of {self.samples}"),
-            ]
-        if self.bits_per_dimension is not None:
-            rows.append(("bits per dimension", f"{self.bits_per_dimension:.4f}"))
-        if self.kl is not None:
-            rows.append(("KL(q(z|x) ‖ p(z)), nats", str(self.kl)))
-        if self.train_elbo is not None:
-            rows.append(("ELBO on training examples, nats", str(self.train_elbo)))
-        rows.append(("squared error of x̂", str(self.squared_error)))
-        if self.corrupted_error is not None:
-            rows.append(("squared error of the corrupted x", str(self.corrupted_error)))
-            rows.append(("squared error of x̂ from it", str(self.denoised_error)))
-        if self.likelihood_scale is not None:
-            rows.append(("smallest σ of the likelihood", f"{self.likelihood_scale:.5g}"))
-        rows.append(("active units", f"{self.active_units} of {self.latent}"))
-        width = max(len(name) for name, _ in rows)
-        lines = [f"{name:<{width}}  {value}" for name, value in rows]
-        return "\n".join([*lines, *(f"! {finding}" for finding in self.findings)])
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for a JSON file; a standard error that there is none of is null."""
-        return {
-            name: {part: _number(number) for part, number in value._asdict().items()}
-            if isinstance(value, Measure)
-            else _number(value)
-            for name, value in self._asdict().items()
-        }
-
-    @classmethod
-    def from_dict(cls, held: dict[str, Any]) -> Evaluation:
-        """The evaluation that :meth:`as_dict` put down; what else a file holds is left aside."""
-        values = {name: held[name] for name in cls._fields}
-        for name, value in values.items():
-            if isinstance(value, dict):
-                values[name] = Measure(value["value"], math.nan if value["stderr"] is None else value["stderr"])
-            elif isinstance(value, list):
-                values[name] = tuple(value)
-        if values["log_likelihood"] is not None and values["log_likelihood_mc_stderr"] is None:
-            values["log_likelihood_mc_stderr"] = math.nan
-        return cls(**values)
-
-
-def _number(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def measure(values: Tensor) -> Measure:
-    """Mean and standard error of values ``(N,)``."""
-    moments = Moments()
-    moments.add(values)
-    return _measure(moments)
-
-
-def _measure(moments: Moments) -> Measure:
-    return Measure(float(moments.mean), math.sqrt(float(moments.variance) / moments.count))
-
-
-def _measured(moments: Moments) -> Measure | None:
-    return _measure(moments) if moments.count else None
+TAKEN_APART = 2000  # examples that the bound is taken apart on, where the code is narrow
+PAIRS = 50_000_000  # numbers of draws that are weighed by posteriors: what its time is counted in
+REFINED = 500  # examples whose posteriors are refined, where that is asked for
+DRAWS = 1000  # of z at least, over few examples, that the bound is taken apart at
 
 
 class _Batch(NamedTuple):
@@ -192,6 +75,11 @@ def evaluate(
     samples: int = 500,
     *,
     train: Any = None,
+    refine_steps: int = 0,
+    method: str = "importance",
+    steps: int = 100,
+    leapfrog: int = 10,
+    start: str = "posterior",
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
@@ -201,17 +89,25 @@ def evaluate(
         model: any model; one without a prior has no likelihood of x, and gets its errors measured.
         x: examples, ``(N, *event_shape)``; dynamic binarisation is drawn once, from the seed. Of streamed examples no
             more than some batches are held.
-        samples: K of the importance-sampled log-likelihood; the ELBO takes as many draws, up to 100.
+        samples: K of the log-likelihood, draws or annealed chains; the ELBO takes as many draws, up to 100.
         train: training examples; up to 2,000 of them are compared with x to see overfitting.
+        refine_steps: so many steps refine the posterior of each of up to 500 examples, to see what an encoder for all of them
+            costs (:func:`xhat.refine`); 0 leaves that out, which takes long.
+        method: how log p(x) is found, ``"importance"``, ``"annealed"`` or ``"exact"`` (:func:`xhat.log_likelihood`).
+        steps: laws that annealing goes through.
+        leapfrog: steps of each of its trajectories.
+        start: where its chains start, ``"posterior"`` or ``"prior"``.
         seed: of the draws; the caller's random numbers are left alone.
         progress: called with the number of examples after each batch.
+
+    What the KL is made of (:func:`xhat.anatomy`) is measured on up to 2,000 examples, on fewer where the code is wide.
 
     Of several processes (torchrun) each takes a part, and all get the whole result, which is what one would get; so all must
     call it.
 
     Raises:
         DataError: x has another shape, or values outside the likelihood's support.
-        ConfigError: samples is below 1.
+        ConfigError: samples is below 1; refine_steps is negative, or given for a posterior that cannot be refined.
 
     >>> import torch, xhat
     >>> model = xhat.build("vae", shape=(4,), latent=2, hidden=[8], likelihood="bernoulli")
@@ -220,22 +116,32 @@ def evaluate(
     True
     """
     whole_number("samples", samples)
+    way = way_of(method, steps, leapfrog, start)
+    if refine_steps:
+        check_refinable(model)
+        whole_number("refine_steps", refine_steps)
     examples = as_examples(x).fixed(seed)
     device = next(model.parameters(), torch.zeros(())).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), joined() as ranks:
-        has_prior, size = hasattr(model, "prior"), block_size(model)
+        has_bound, size = model.has_bound, block_size(model)
         seen = _collect(model, Spread(examples, size, ranks, seed), min(samples, 100))
-        evidence = _evidence(model, Spread(examples, size, ranks, seed, purpose=1), samples, progress) if has_prior else None
+        evidence = _evidence(model, Spread(examples, size, ranks, seed, purpose=1), samples, way, progress) if has_bound else None
         torch.manual_seed(seed)  # each process drew other numbers, and what follows is the same in all
         known: Measure | None = None
-        if train is not None and has_prior:
+        if train is not None and has_bound:
             trained_on = as_examples(train).fixed(seed)
             if len(trained_on) > COMPARED:
-                trained_on = trained_on.subset(_some(trained_on))
+                trained_on = trained_on.subset(some(trained_on, COMPARED))
             spread = Spread(trained_on, size, ranks, seed, purpose=2)
-            known = _measure(_collect(model, spread, min(samples, 100)).elbo)
+            known = measure_of(_collect(model, spread, min(samples, 100)).elbo)
             torch.manual_seed(seed)
         result = _summary(model, examples, samples, seen, evidence, known)  # inside: it draws, too
+        if has_bound:
+            result = result._replace(method=method)
+            torch.manual_seed(seed)
+            result = _with_anatomy(result, _taken_apart(model, examples))
+        if refine_steps:
+            result = _refined(model, examples, result, refine_steps, seed)
     return result._replace(findings=tuple(findings(model, result)))
 
 
@@ -252,18 +158,11 @@ def _collect(model: Model, spread: Spread, samples: int) -> _Pass:
     return seen
 
 
-def _some(examples: Examples) -> Tensor:
-    """Positions of as many examples as are compared, drawn from torch's global generator."""
-    if examples.resident:
-        return torch.randperm(len(examples))[:COMPARED]
-    # In the order of the file, which is then read once, and without a list of all of them
-    drawn = Permutation(len(examples), seed=int(torch.randint(2**62, ())))[:COMPARED]
-    return drawn.sort().values
-
-
-def _evidence(model: Model, spread: Spread, samples: int, progress: Callable[[int], None] | None) -> _Evidence:
+def _evidence(
+    model: Model, spread: Spread, samples: int, way: Sampler | None, progress: Callable[[int], None] | None
+) -> _Evidence:
     log_px, ess, squared = Moments(), Moments(), torch.zeros(1, dtype=torch.float64)
-    for found in evidence_by_batches(model, spread.examples, samples, spread=spread, progress=progress):
+    for found in evidence_by_batches(model, spread.examples, samples, spread=spread, progress=progress, way=way):
         log_px.add(found.log_px)
         ess.add(found.ess)
         squared += found.stderr.square().sum()
@@ -284,15 +183,18 @@ def _collect_block(model: Model, x: Tensor, samples: int) -> _Batch:
         noisy = model.corruption(x)
         corrupted = squared_error(noisy, x)
         denoised = squared_error(centre(model.likelihood(centre(model.posterior(noisy)))), x)
-    if hasattr(model, "prior"):
+    if model.has_bound:
         elbo = _elbo(model, x, samples)
         p = model.prior()
-        if has_closed_form(q, p):
+        if not has_closed_form(q, p):
+            z = q.sample((samples,))
+            kl = (q.log_prob(z) - p.log_prob(z)).mean(0)
+        else:
             kl = kl_divergence(q, p)
             with contextlib.suppress(ConfigError):  # a prior with dependent dimensions has no KL of each
                 dimensions = kl_per_dimension(q, p).flatten(1)
     base = getattr(law, "base_dist", law)
-    learned = isinstance(base, torch.distributions.Normal) and hasattr(model, "prior")
+    learned = isinstance(base, torch.distributions.Normal) and model.has_bound
     scale = base.scale.flatten(1).amin(1) if learned else none
     return _Batch(mean.flatten(1), squared_error(centre(law), x), corrupted, denoised, elbo, kl, dimensions, scale)
 
@@ -308,6 +210,35 @@ def _elbo(model: Model, x: Tensor, samples: int) -> Tensor:
     return total / samples
 
 
+def _taken_apart(model: Model, examples: Examples) -> Anatomy:
+    """The bound's parts, on as many examples as take modest time, at more draws of few; every process has them all."""
+    with quiet(model):
+        law = model.posterior(model.given(examples[:1]))
+    width = law.event_shape.numel() * (1 if independent(law) else 64)  # a network may run for each pair
+    most = max(1, min(TAKEN_APART, math.isqrt(PAIRS // width)))
+    part = examples.subset(some(examples, most)) if len(examples) > most else examples
+    return take_apart(model, part, max(1, DRAWS // len(part)))
+
+
+def _with_anatomy(result: Evaluation, parts: Anatomy) -> Evaluation:
+    return result._replace(
+        anatomy_examples=parts.examples,
+        reconstruction=parts.reconstruction,
+        mutual_information=parts.mutual_information,
+        marginal_kl=parts.marginal_kl,
+        total_correlation=parts.total_correlation,
+        dimension_wise_kl=parts.dimension_wise_kl,
+        dimensions=parts.dimensions,
+    )
+
+
+def _refined(model: Model, examples: Examples, result: Evaluation, steps: int, seed: int) -> Evaluation:
+    torch.manual_seed(seed)
+    part = examples.subset(some(examples, REFINED)) if len(examples) > REFINED else examples
+    gap = refine_examples(model, part, steps, seed=seed).gap
+    return result._replace(amortisation_gap=measure(gap), refined_examples=len(part), refined_steps=steps)
+
+
 def _active(means: Moments, variables: tuple[int, ...]) -> int:
     """How many variables have a posterior mean that varies, from the moments of ``(numbers,)`` means."""
     spread = means.variance.split(variables)
@@ -317,22 +248,22 @@ def _active(means: Moments, variables: tuple[int, ...]) -> int:
 def _summary(
     model: Model, examples: Examples, samples: int, seen: _Pass, evidence: _Evidence | None, train: Measure | None
 ) -> Evaluation:
-    log_px = None if evidence is None else _measure(evidence.log_px)
+    log_px = None if evidence is None else measure_of(evidence.log_px)
     doubt = None if evidence is None else math.sqrt(evidence.squared_errors) / len(examples)
     variables = model.variables
     return Evaluation(
         examples=len(examples),
         samples=samples,
-        elbo=_measured(seen.elbo),
+        elbo=measured(seen.elbo),
         log_likelihood=log_px,
         log_likelihood_mc_stderr=doubt,
-        ess=None if evidence is None else float(evidence.ess.mean),
-        ess_smallest=None if evidence is None else evidence.ess.lowest,
+        ess=None if evidence is None or math.isinf(evidence.ess.lowest) else float(evidence.ess.mean),
+        ess_smallest=None if evidence is None or math.isinf(evidence.ess.lowest) else evidence.ess.lowest,
         bits_per_dimension=None if log_px is None else bits_per_dimension(model, log_px.value),
-        kl=_measured(seen.kl),
-        squared_error=_measure(seen.error),
-        corrupted_error=_measured(seen.corrupted),
-        denoised_error=_measured(seen.denoised),
+        kl=measured(seen.kl),
+        squared_error=measure_of(seen.error),
+        corrupted_error=measured(seen.corrupted),
+        denoised_error=measured(seen.denoised),
         kl_per_dimension=tuple(seen.dimensions.mean.tolist()) if seen.dimensions.count else None,
         active_units=_active(seen.means, variables) if len(examples) > 1 else 0,
         latent=len(variables),

@@ -1,36 +1,48 @@
-"""``xhat.log_likelihood``: log p(x) by importance sampling, in bounded memory."""
+"""The evidence log p(x): by importance sampling, by annealing, or exactly."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from xhat.data import Examples, as_examples
 from xhat.distributions import is_discrete
-from xhat.errors import whole_number
+from xhat.errors import ConfigError, whole_number
+from xhat.evaluation.annealed import Annealing
+from xhat.evaluation.exact import exact_log_px
+from xhat.evaluation.importance import Importance
 from xhat.evaluation.spread import Spread
+from xhat.evaluation.weights import Evidence, averaged, exactly
 from xhat.heap import kept_heap
 from xhat.models.base import Model, quiet
 from xhat.ranks import Ranks, joined
 
+__all__ = [
+    "ELEMENTS",
+    "METHODS",
+    "Evidence",
+    "bits_per_dimension",
+    "block_size",
+    "evidence_by_batches",
+    "log_likelihood",
+    "way_of",
+]
+
 ELEMENTS = 1_000_000  # numbers of the likelihood at once: more is no faster, and memory is bounded by it
 BATCH = 100
+METHODS = ("importance", "annealed", "exact")
+IMPORTANCE = Importance()
 
 
-class Evidence(NamedTuple):
-    """log p(x) per example, each field ``(B,)`` in float64.
+class Sampler(Protocol):
+    """A way to weights whose mean is p(x)."""
 
-    ``log_px`` in nats; ``stderr`` its Monte Carlo standard error by the delta method; ``ess`` the effective number of the
-    samples, between 1 and K. The estimate is a lower bound of log p(x) in expectation, and rises to it with K.
-    """
-
-    log_px: Tensor
-    stderr: Tensor
-    ess: Tensor
+    def begin(self, model: Model, x: Tensor, chunk: int) -> Callable[[int], Tensor]:
+        """What makes so many log weights of each example, ``(count, B)``, at most ``chunk`` at once."""
 
 
 @kept_heap()
@@ -39,22 +51,38 @@ def log_likelihood(
     x: Any,
     samples: int = 500,
     *,
+    method: str = "importance",
+    steps: int = 100,
+    leapfrog: int = 10,
+    start: str = "posterior",
     batch: int = BATCH,
     elements: int = ELEMENTS,
     progress: Callable[[int], None] | None = None,
 ) -> Evidence:
-    r"""Importance-sampled evidence, with exactly ``samples`` draws from the posterior for each example.
+    r"""The evidence log p(x) of each example, with its standard error.
+
+    ``"importance"``: exactly K = ``samples`` draws from the posterior for each example,
 
     .. math:: \log \hat p(x) = \log \frac{1}{K} \sum_{k=1}^K w_k, \qquad
-              w_k = \frac{p(x|z_k)\, p(z_k)}{q(z_k|x)}, \quad z_k \sim q(z|x)
+              w_k = \frac{p(x|z_k)\, p(z_k)}{q(z_k|x)}, \quad z_k \sim q(z|x) .
 
-    The standard error of its logarithm is :math:`\sqrt{(K \sum w^2 / (\sum w)^2 - 1) / (K - 1)}`, the effective sample size
-    :math:`(\sum w)^2 / \sum w^2`.
+    ``"annealed"``: the same mean over K chains, each of which goes from its start to the posterior through laws in between;
+    closer where importance sampling rests on a few draws, and about ``steps · (leapfrog + 1)`` times as dear a draw. See
+    :class:`~xhat.evaluation.annealed.Annealing`.
+
+    ``"exact"``: no draws at all, for a linear Normal model with a standard Normal prior, and for codes of at most 2¹⁶ values.
+
+    The standard error of a sampled logarithm is :math:`\sqrt{(K \sum w^2 / (\sum w)^2 - 1) / (K - 1)}`, the effective sample
+    size :math:`(\sum w)^2 / \sum w^2`.
 
     Args:
         model: a model with a prior.
         x: examples, ``(N, *event_shape)``; streamed ones are read batch by batch.
-        samples: K.
+        samples: K, draws or chains for each example.
+        method: ``"importance"``, ``"annealed"`` or ``"exact"``.
+        steps: of annealing, the number of laws from the start to the posterior; 1 is importance sampling from the start.
+        leapfrog: of annealing, steps of each Hamiltonian trajectory.
+        start: of annealing, ``"posterior"`` (q(z|x)) or ``"prior"`` (p(z)).
         batch: examples at once.
         elements: numbers that the likelihood makes at once, over examples, draws and its parameters: what bounds the memory.
         progress: called with the number of examples after each batch.
@@ -62,35 +90,54 @@ def log_likelihood(
     Of several processes (torchrun) each takes a part, and all get the whole result; so all must call it.
 
     Raises:
-        ConfigError: the model has no prior, or samples is below 1.
+        ConfigError: the model has no prior; samples is below 1; or the method does not serve the model.
         DataError: x has another shape, or values outside the likelihood's support.
 
-    Source: Burda, Grosse & Salakhutdinov (2016); effective sample size: Kong (1992).
+    Source: Burda, Grosse & Salakhutdinov (2016); annealing: Neal (2001), Wu et al. (2017); the linear model: Tipping & Bishop
+    (1999); effective sample size: Kong (1992).
 
     >>> import torch, xhat
     >>> model = xhat.build("vae", shape=(4,), latent=2, hidden=[8], likelihood="bernoulli")
     >>> log_likelihood(model, torch.zeros(3, 4), samples=7).log_px.shape
     torch.Size([3])
+    >>> annealed = log_likelihood(model, torch.zeros(3, 4), samples=20, method="annealed", steps=5)
+    >>> bool((annealed.log_px < 0).all())
+    True
     """
-    model.need_prior("have a likelihood of x")
+    model.need_bound("have a likelihood of x")
     whole_number("samples", samples)
+    way = way_of(method, steps, leapfrog, start)
     examples = as_examples(x)
     with joined() as ranks:
         if ranks.world == 1:
-            parts = list(evidence_by_batches(model, examples, samples, batch=batch, elements=elements, progress=progress))
+            whole = Spread(examples, block_size(model, batch, elements), ranks, None)
+            parts = list(_by_blocks(model, samples, elements, progress, whole, way))
             return Evidence(*(torch.cat(column) for column in zip(*parts, strict=True)))
         seed = torch.randint(2**62, ())
         ranks.copy([seed])
         with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
             spread = Spread(examples, block_size(model, batch, elements), ranks, int(seed))
-            parts = list(evidence_by_batches(model, examples, samples, elements=elements, progress=progress, spread=spread))
+            parts = list(_by_blocks(model, samples, elements, progress, spread, way))
         found = torch.stack([torch.cat(column) for column in zip(*parts, strict=True)], 1)
         if spread.parted:
-            whole = found.new_zeros(len(examples), found.shape[1])
-            whole[spread.stretch] = found
-            ranks.add([whole])
-            found = whole
+            whole_found = found.new_zeros(len(examples), found.shape[1])
+            whole_found[spread.stretch] = found
+            ranks.add([whole_found])
+            found = whole_found
         return Evidence(*found.unbind(1))
+
+
+def way_of(method: str, steps: int = 100, leapfrog: int = 10, start: str = "posterior") -> Sampler | None:
+    """The method of that name, with the options of :func:`log_likelihood`; None is the exact one, which draws nothing.
+
+    Raises:
+        ConfigError: an unknown method or start, or a number below 1.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"method must be one of {', '.join(METHODS)}, was {method!r}")
+    if method == "annealed":
+        return Annealing(steps, leapfrog, start)
+    return IMPORTANCE if method == "importance" else None
 
 
 def evidence_by_batches(
@@ -102,6 +149,7 @@ def evidence_by_batches(
     elements: int = ELEMENTS,
     progress: Callable[[int], None] | None = None,
     spread: Spread | None = None,
+    way: Sampler | None = IMPORTANCE,
 ) -> Iterator[Evidence]:
     """The same, a batch of examples at a time, on the CPU: for more of them than there is memory for their evidence.
 
@@ -109,10 +157,26 @@ def evidence_by_batches(
     share the draws, and each gets the evidence of all.
     """
     spread = spread or Spread(x, block_size(model, batch, elements), Ranks(), None)
+    yield from _by_blocks(model, samples, elements, progress, spread, way)
+
+
+def _by_blocks(
+    model: Model,
+    samples: int,
+    elements: int,
+    progress: Callable[[int], None] | None,
+    spread: Spread,
+    way: Sampler | None,
+) -> Iterator[Evidence]:
     for number, first, block in spread.blocks():
         model.check(block, "x", first)
         with quiet(model):
-            found = _evidence(model, model.given(block), samples, elements, spread, number)
+            given = model.given(block)
+            if way is None:
+                found = exactly(exact_log_px(model, given, elements))
+            else:
+                chunk = max(1, elements // (len(given) * model.numbers))
+                found = averaged(way.begin(model, given, chunk), given, samples, chunk, spread, number)
         if progress is not None:
             progress(len(block) * (spread.ranks.world if spread.parted else 1))
         yield Evidence(*(column.cpu() for column in found))
@@ -121,32 +185,6 @@ def evidence_by_batches(
 def block_size(model: Model, batch: int = BATCH, elements: int = ELEMENTS) -> int:
     """How many examples are worked on at once."""
     return max(1, min(batch, elements // model.numbers))
-
-
-def _evidence(model: Model, x: Tensor, samples: int, elements: int, spread: Spread, block: int) -> Evidence:
-    q, p = model.posterior(x), model.prior()
-    chunk = max(1, elements // (len(x) * model.numbers))
-    top = x.new_full((len(x),), -math.inf, dtype=torch.float64)
-    first, second = torch.zeros_like(top), torch.zeros_like(top)  # sums of w and w² over e^top
-    for number, count in spread.chunks(samples, chunk):
-        spread.draw_from(block, number)
-        z = q.sample((count,))
-        log_w = (model.likelihood(z).log_prob(x) + p.log_prob(z) - q.log_prob(z)).double()
-        new = torch.maximum(top, log_w.amax(0))
-        scale = torch.where(new > -math.inf, (top - new).exp(), torch.zeros_like(new))
-        weights = torch.where(new > -math.inf, (log_w - new).exp(), torch.zeros_like(log_w))
-        first = first * scale + weights.sum(0)
-        second = second * scale.square() + weights.square().sum(0)
-        top = new
-    if not spread.parted and spread.ranks.world > 1:
-        tops, firsts, seconds = torch.stack(spread.ranks.gathered(torch.stack([top, first, second]))).unbind(1)
-        top = tops.amax(0)
-        scale = torch.where(tops > -math.inf, (tops - top).exp(), torch.zeros_like(tops))
-        first, second = (firsts * scale).sum(0), (seconds * scale.square()).sum(0)
-    ratio = second / first.square()  # 1 / ESS
-    variance = (samples * ratio - 1).clamp(min=0) / max(1, samples - 1)
-    stderr = variance.sqrt() if samples > 1 else torch.full_like(variance, math.nan)
-    return Evidence(top + first.log() - math.log(samples), stderr, 1 / ratio)
 
 
 def bits_per_dimension(model: Model, nats: float) -> float | None:

@@ -30,7 +30,7 @@ def problem_of(model: Model, x: Any) -> Problem:
     >>> [row.name for row in rows]
     ['score', 'pathwise']
     """
-    model.need_prior("have a bound to compare gradients on")
+    model.need_bound("have a bound to compare gradients on")
     seen = model.given(x)
     model.check(seen)
     leaves = [p for p in model.posterior.parameters() if p.requires_grad]

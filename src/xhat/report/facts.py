@@ -76,7 +76,7 @@ def lead(subject: Subject) -> str:
         parts[0] += f" of {variables[0]} categories"
     prior = getattr(model, "prior", None)
     if prior is not None:
-        parts.append(f"{_law(prior)} prior")
+        parts.append(f"{_law(prior).removesuffix(' prior')} prior")
         parts.append(f"{_law(model.posterior)} posterior")
     else:
         parts.append("no prior")
@@ -98,6 +98,8 @@ def _law(part: nn.Module) -> str:
 def _layers(part: nn.Module) -> list[nn.Module]:
     if isinstance(part, conditionals.Chain):
         return [*_layers(part.first), *_layers(part.then)]
+    if isinstance(part, conditionals.Ladder):
+        return list(part.estimates)
     return [*_layers(part.below), *_layers(part.top)] if isinstance(part, priors.Chain) else [part]
 
 
@@ -150,13 +152,22 @@ _ABOUT: dict[str, tuple[str, str, str]] = {
     "ess": ("effective sample size, mean", "draws", "of K"),
     "ess_smallest": ("effective sample size, smallest", "draws", "of K"),
     "bits_per_dimension": ("bits per dimension", "bits", "−log p(x) / (ln 2 · dimensions)"),
-    "kl": ("KL(q(z|x) ‖ p(z))", "nats", "in closed form"),
+    "kl": ("KL(q(z|x) ‖ p(z))", "nats", "in closed form where there is one, else at draws of z"),
     "squared_error": ("squared error of x̂", "", "summed over the event, from the code's mean"),
     "corrupted_error": ("squared error of the corrupted x̃", "", "against the clean x"),
     "denoised_error": ("squared error of x̂ from x̃", "", "against the clean x"),
     "active_units": ("active units", "dimensions", "variance of the code's mean over examples above 0.01"),
     "latent": ("latent dimensions", "dimensions", ""),
     "train_elbo": ("ELBO on training examples", "nats", "a value far above the ELBO is overfitting"),
+    "anatomy_examples": ("examples of the next measures", "", "the bound is taken apart on so many of them"),
+    "reconstruction": ("E log p(x|z)", "nats", "the bound is this less the KL"),
+    "mutual_information": ("mutual information I(x; z)", "nats", "at most the logarithm of the number of these examples"),
+    "marginal_kl": ("KL(q(z) ‖ p(z))", "nats", "of the average posterior; with the mutual information it makes up the KL"),
+    "total_correlation": ("total correlation", "nats", "how far q(z) is from independent dimensions; part of KL(q(z) ‖ p(z))"),
+    "dimension_wise_kl": ("KL of each dimension, summed", "nats", "KL(q(z_j) ‖ p(z_j)); the other part"),
+    "amortisation_gap": ("amortisation gap", "nats", "what refining the posterior of each example by itself adds to the ELBO"),
+    "refined_examples": ("examples that were refined", "", ""),
+    "refined_steps": ("steps of refinement", "", ""),
     "likelihood_scale": ("smallest σ of the likelihood", "", "in the units that the model sees"),
 }
 

@@ -1,18 +1,15 @@
-"""Figures about training and about single latent dimensions: curves and bars."""
+"""Figures about training: curves."""
 
 from __future__ import annotations
 
 import math
 from typing import Any, NamedTuple
 
-import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from xhat.evaluation.diagnostics import COLLAPSED
-from xhat.report.style import AMBER, BLUE, GREY, INK, Figured, Key, Panel, drawing, panel_size, svg
-from xhat.report.subject import Subject
+from xhat.report.style import AMBER, BLUE, GREY, Figured, Key, Panel, drawing, panel_size, svg
 
 _MEASURES = {
     "elbo": ("Evidence lower bound", "nats per example"),
@@ -21,7 +18,6 @@ _MEASURES = {
     "loss": ("Loss", "per example"),
     "squared_error": ("Squared error of x̂", "per example"),
 }
-_MANY = 32  # latent dimensions, above which bars are not numbered
 
 Rows = list[dict[str, Any]]
 
@@ -132,49 +128,3 @@ def _whole_epochs(axes: Axes, epochs: list[int]) -> None:
     low, high = min(epochs), max(epochs)
     margin = max(0.5, 0.03 * (high - low))
     axes.set_xlim(low - margin, high + margin)
-
-
-def kl_bars(subject: Subject) -> Figured | None:
-    """KL of each latent dimension, largest first, with the threshold of collapse."""
-    values = subject.evaluation.kl_per_dimension
-    if not values:
-        return None
-    kl = np.array(values)
-    order = np.argsort(-kl, kind="stable")
-    dead = kl[order] < COLLAPSED
-    place = np.arange(1, len(kl) + 1)
-    with drawing(460, 230) as (figure, axes):
-        axes.bar(place[~dead], kl[order][~dead], color=BLUE, width=0.72)
-        axes.bar(place[dead], kl[order][dead], color=AMBER, width=0.72)
-        top = max(float(kl.max()), 2 * COLLAPSED)
-        if dead.any():
-            axes.plot(place[dead], np.full(int(dead.sum()), 0.025 * top), "x", color=AMBER, markersize=5, markeredgewidth=1.4)
-        axes.axhline(COLLAPSED, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=4)
-        axes.set_ylim(0, 1.06 * top)
-        middle, half = (len(kl) + 1) / 2, max(len(kl), 6) / 2 + 0.2
-        axes.set_xlim(middle - half, middle + half)
-        axes.set_ylabel("nats")
-        axes.grid(axis="x", visible=False)
-        axes.tick_params(axis="x", length=0)
-        if len(kl) <= _MANY:
-            axes.set_xticks(place, [str(index + 1) for index in order])
-            axes.set_xlabel("latent dimension")
-        else:
-            axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-            axes.set_xlabel("latent dimensions, by rank")
-        picture = svg(figure, "kl", "KL divergence of each latent dimension")
-    alive = int((~dead).sum())
-    total = float(kl.sum())
-    caption = (
-        f"Mean over test examples. {alive} of {len(kl)} dimensions lie above {COLLAPSED:g} nats; the sum over all is "
-        f"{total:.2f} nats ({total / math.log(2):.2f} bits)."
-    )
-    keys = [Key(BLUE, "in use", "square")]
-    if dead.any():
-        keys.append(Key(AMBER, "collapsed", "cross"))
-    keys.append(Key(INK, f"threshold, {COLLAPSED:g} nats", "dashed"))
-    how = (
-        "How much each latent dimension tells about x: the higher the bar, the more; a dimension below the dashed line is "
-        "the prior and nothing else."
-    )
-    return Figured("kl", "KL", "KL per latent dimension", how, [Panel(picture)], caption, "single", tuple(keys))

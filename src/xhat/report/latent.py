@@ -44,7 +44,7 @@ def latent_map(subject: Subject) -> Figured | None:
         keys = _by_label(axes, plane, subject) if subject.labels is not None else _by_error(figure, axes, plane, subject)
         picture = svg(figure, "map", "map of the latent space")
     colour = "coloured by label" if subject.labels is not None else "coloured by the squared error of x̂"
-    mean = " (the mean of q(z|x))" if subject.has_prior else ""
+    mean = " (the mean of q(z|x))" if subject.has_bound else ""
     caption = f"Codes of {len(codes):,} test examples{mean}, {colour}."
     if shares is not None:
         caption += (

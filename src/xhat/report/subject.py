@@ -28,7 +28,7 @@ class Subject:
         part = test.subset(chosen.to(test.device))
         self.x = part.tensor().cpu()
         self.labels = None if part.labels is None else part.labels.cpu()
-        self.has_prior = hasattr(model, "prior")
+        self.has_prior, self.has_bound = hasattr(model, "prior"), model.has_bound
 
     @cached_property
     def codes(self) -> Tensor:

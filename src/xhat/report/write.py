@@ -12,8 +12,9 @@ from xhat.evaluation.evaluate import Evaluation
 from xhat.models.base import Model
 from xhat.models.files import write_bytes
 from xhat.report import facts
+from xhat.report.anatomy import bound_parts, kl_bars
 from xhat.report.examples import prior_samples, reconstructions
-from xhat.report.figures import kl_bars, training_curves
+from xhat.report.figures import training_curves
 from xhat.report.latent import latent_map, traversals
 from xhat.report.style import Figured
 from xhat.report.subject import Subject
@@ -52,6 +53,7 @@ def write_report(folder: str | Path, model: Model, data: Data, evaluation: Evalu
             prior_samples(subject),
             latent_map(subject),
             traversals(subject),
+            bound_parts(subject),
             kl_bars(subject),
         ]
     environment = Environment(

@@ -16,12 +16,15 @@ DEMO_REPORT   =
 # Options of `make bench`, such as BENCH='--only mlp iwae'.
 BENCH =
 
+# Rows of `make tables`, such as ROWS='one-layer vamp'; all unless given.
+ROWS =
+
 # constraints.txt goes with every install: pip is never asked for a torch without its version.
 # --no-compile: the files that are used get compiled when they are used, which halves the install.
 INSTALL = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL = help
-.PHONY: help install demo test bench lint format clean
+.PHONY: help install demo test bench tables lint format clean
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of"
@@ -42,6 +45,9 @@ test: lint ## install, check the style, the types and the floors, run every test
 
 bench: $(VENV)-bench/.installed ## install the libraries to compare with, measure the speed, write benchmarks/speed.md (20 minutes)
 	$(VENV)-bench/bin/python -m benchmarks.speed $(BENCH)
+
+tables: $(VENV)-bench/.installed ## train and measure the published tables' rows that are not there yet, write benchmarks/tables.md
+	$(VENV)-bench/bin/python -m benchmarks.tables $(ROWS)
 
 lint: $(VENV)/.installed-dev ## install, check the style, the types and the floors
 	$(BIN)/ruff check .
@@ -74,7 +80,7 @@ $(VENV)-bench/.installed: pyproject.toml constraints.txt benchmarks/bench-constr
 	@echo "Installing xhat and the libraries that it is measured against into $(VENV)-bench"
 	$(VENV)-bench/bin/python -m pip install --quiet --disable-pip-version-check -c benchmarks/bench-constraints.txt --upgrade pip
 	$(VENV)-bench/bin/python -m pip install --quiet --no-compile -c constraints.txt -c benchmarks/bench-constraints.txt \
-		-e '.[sklearn]' --group bench
+		-e '.[sklearn,flows]' --group bench
 	@touch $@
 
 $(BIN)/pip:

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import distributions as td
@@ -19,9 +20,12 @@ from xhat import VAE, Autoencoder, build, conditionals, distributions, gradients
 from xhat.conditionals import Conditional
 from xhat.data import Corruption, Masking, NormalNoise, SaltAndPepper
 from xhat.distributions import Delta, is_discrete
+from xhat.distributions.grid import Grid
 from xhat.gradients import Gradient, Pathwise, Score
 from xhat.models.base import Model
+from xhat.models.hierarchy import hierarchy
 from xhat.networks import MLP
+from xhat.objectives import Objective
 
 F64 = torch.float64
 
@@ -43,6 +47,9 @@ CONDITIONALS: dict[str, Callable[[nn.Module, Sequence[int]], Conditional]] = {
     "poisson-exp": lambda network, event: conditionals.Poisson(network, event, scale="exp", minimum=0.5),
     "delta": lambda network, event: conditionals.Delta(network, event),
     "delta-sigmoid": lambda network, event: conditionals.Delta(network, event, link="sigmoid"),
+    "discretised-normal": lambda network, event: conditionals.DiscretisedNormal(network, event, levels=5, minimum=1.0),
+    "logistic-mixture": lambda network, event: conditionals.LogisticMixture(network, event, levels=5, components=2),
+    "beta-binomial": lambda network, event: conditionals.BetaBinomial(network, event, levels=5),
 }
 
 
@@ -278,6 +285,43 @@ def _dirichlet_exact(alpha: Tensor) -> Tensor:
     return first + 3 * alpha[..., 1] * alpha[..., 2] / (total * (total + 1))
 
 
+class _Bend(td.Transform):
+    """The second number stretched and moved by the first."""
+
+    domain = codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self, by: Tensor) -> None:
+        super().__init__()
+        self.by = by
+
+    def _call(self, x: Tensor) -> Tensor:
+        first, second = x.unbind(-1)
+        return torch.stack([first, second * (0.4 * first.tanh()).exp() + self.by * first.square()], -1)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        first, second = y.unbind(-1)
+        return torch.stack([first, (second - self.by * first.square()) * (-0.4 * first.tanh()).exp()], -1)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return 0.4 * x[..., 0].tanh()
+
+
+def _flow(loc: Tensor, scale: Tensor, by: Tensor) -> td.Distribution:
+    return distributions.Flow(td.Independent(td.Normal(loc, scale), 1), [_Bend(by)])
+
+
+def _swung(z: Tensor, loc: Tensor, *rest: Tensor) -> Tensor:
+    return torch.sin(z[..., 0] + z[..., 1]) + 0.3 * z[..., 1] * loc[..., 0]
+
+
+def _flow_exact(loc: Tensor, scale: Tensor, by: Tensor) -> Tensor:
+    """By Gauss-Hermite quadrature in the noise."""
+    nodes, weights = (torch.tensor(a) for a in np.polynomial.hermite_e.hermegauss(60))
+    noise, weight = torch.cartesian_prod(nodes, nodes), torch.cartesian_prod(weights, weights).prod(-1) / (2 * torch.pi)
+    return (weight * _swung(_Bend(by)(loc + scale * noise), loc)).sum()
+
+
 EXPECTATIONS: dict[str, Expectation] = {
     "Normal": Expectation(
         (numbers(0.5, -1.0, 0.0), numbers(0.8, 0.3, 1.5)),
@@ -291,6 +335,7 @@ EXPECTATIONS: dict[str, Expectation] = {
         lambda z, loc, factor: z[..., 0] ** 2 * z[..., 1],
         _full_exact,
     ),
+    "flow": Expectation((numbers(0.4, -0.3), numbers(0.7, 0.5), torch.tensor(0.6, dtype=F64)), _flow, _swung, _flow_exact),
     "Laplace": Expectation(
         (numbers(0.3, -0.2), numbers(0.5, 1.0)), td.Laplace, lambda z, loc, scale: z**2, lambda loc, scale: loc**2 + 2 * scale**2
     ),
@@ -423,8 +468,8 @@ def prior_for(law: td.Distribution) -> priors.Prior:
     base = single(law)
     if isinstance(base, td.Bernoulli):
         return priors.Bernoulli(LATENT)
-    if isinstance(base, distributions.Levels):
-        return priors.Categorical(LATENT, levels=base.count)
+    if isinstance(base.support, Grid):
+        return priors.Categorical(LATENT, levels=base.support.count)
     if isinstance(base, td.OneHotCategorical):
         return priors.OneHotCategorical(LATENT)
     if is_discrete(law):
@@ -499,9 +544,78 @@ def from_recipe(name: str) -> Model:
     return build(recipe, IMAGE, **{"latent": 2, "hidden": [6], "activation": "tanh", **options})
 
 
+def _of_layers(direction: str, latents: Sequence[int], objective: Callable[[], Objective]) -> VAE:
+    parts = hierarchy(EVENT, latents, [4], [4], direction=direction)
+    return VAE(parts.prior, parts.posterior, conditionals.Bernoulli(parts.decoder, EVENT), objective())
+
+
+HIERARCHIES: dict[str, Callable[[], Model]] = {
+    "two Normal layers, bottom-up": lambda: _of_layers("bottom-up", (2, 1), lambda: objectives.IWAE(3)),
+    "three Normal layers, bottom-up": lambda: _of_layers("bottom-up", (2, 1, 1), objectives.ELBO),
+    "a ladder of two": lambda: _of_layers("ladder", (2, 1), lambda: objectives.ELBO(beta=1.0, warmup=2.0)),
+    "a ladder of three": lambda: _of_layers("ladder", (2, 1, 1), lambda: objectives.IWAE(2)),
+}
+
+
+def _of_flows(posterior: str | None, prior: str | None, objective: Callable[[], Objective] = objectives.ELBO) -> VAE:
+    body = MLP(EVENT, [6], "tanh")
+    return VAE(
+        priors.StandardNormal(3) if prior is None else priors.Flow(3, prior, 2, (6,)),
+        conditionals.Normal(body, 3) if posterior is None else conditionals.Flow(body, 3, posterior, 2, (6,), context=2),
+        conditionals.Normal(MLP(3, [6], "tanh"), EVENT),
+        objective(),
+    )
+
+
+FLOWS: dict[str, Callable[[], Model]] = {
+    "an inverse autoregressive posterior": lambda: _of_flows("iaf", None),
+    "a coupling posterior, an autoregressive prior": lambda: _of_flows("coupling", "autoregressive", lambda: objectives.IWAE(2)),
+    "a prior of couplings": lambda: _of_flows(None, "coupling"),
+    "a prior of splines": lambda: _of_flows(None, "spline"),
+}
+
+
+def _of_learned(prior: nn.Module, posterior: str = "normal", objective: Callable[[], Objective] = objectives.ELBO) -> VAE:
+    q = CONDITIONALS[posterior](MLP(EVENT, [6], "tanh"), LATENT)
+    discrete = posterior == "bernoulli"
+    gradient = gradients.LeaveOneOut() if discrete else gradients.Pathwise()
+    chosen = objectives.ELBO(samples=2) if discrete else objective()
+    return VAE(prior, q, CONDITIONALS["normal"](MLP(LATENT, [6], "tanh"), EVENT), chosen, gradient)
+
+
+LEARNED: dict[str, Callable[[], Model]] = {
+    "a mixture prior": lambda: _of_learned(priors.Mixture(LATENT, 3)),
+    "a mixture prior, full": lambda: _of_learned(priors.Mixture(LATENT, 3, "full"), "multivariate-normal"),
+    "a VampPrior": lambda: _of_learned(priors.VampPrior(LATENT, EVENT, 4), objective=lambda: objectives.IWAE(2)),
+    "a VampPrior of bits, within bounds": lambda: _of_learned(priors.VampPrior(LATENT, EVENT, 4, (-1, 1)), "bernoulli"),
+}
+
 MODELS: dict[str, Callable[[], Model]] = {
     **_by_parts(),
+    **LEARNED,
+    **FLOWS,
+    **HIERARCHIES,
     **{name: lambda name=name: from_recipe(name) for name in RECIPES},
+}
+
+# Objectives, each for a model of two Normal latents, or for a deterministic code where it asks for no prior.
+
+OBJECTIVES: dict[str, Callable[[], Objective]] = {
+    "elbo": lambda: objectives.ELBO(beta=2.0, samples=2),
+    "elbo, sampled": lambda: objectives.ELBO(kl="sampled"),
+    "elbo, free bits": lambda: objectives.ELBO(free_bits=0.4),
+    "elbo, capacity": lambda: objectives.ELBO(beta=3.0, capacity=0.4, samples=2),
+    "iwae": lambda: objectives.IWAE(3),
+    "miwae": lambda: objectives.MIWAE(2, 2),
+    "piwae": lambda: objectives.PIWAE(2, 2),
+    "ciwae": lambda: objectives.CIWAE(0.3, 3),
+    "renyi": lambda: objectives.Renyi(0.4, 3),
+    "tc": lambda: objectives.TotalCorrelation(0.5, 6.0, 1.5, size=20, samples=2),
+    "tc, weighted": lambda: objectives.TotalCorrelation(0.5, 6.0, 1.5, "weighted", size=20),
+    "info": lambda: objectives.Info(0.2, 30.0, samples=2),
+    "info, imq": lambda: objectives.Info(1.0, 10.0, "imq"),
+    "squared error": objectives.SquaredError,
+    "negative log-likelihood": objectives.NegativeLogLikelihood,
 }
 
 

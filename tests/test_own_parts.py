@@ -148,7 +148,7 @@ def test_objectives_that_need_a_closed_form_are_refused_where_there_is_none():
         with pytest.raises(ConfigError, match="has no closed form"):
             small(prior=prior, posterior=flow, objective=objective)
     model = small(prior=prior, posterior=flow)
-    assert xhat.evaluate(model, X, samples=3).kl is None
+    assert xhat.evaluate(model, X, samples=3).kl_per_dimension is None
 
 
 def test_the_best_weights_are_those_of_the_objective_that_was_asked_for():

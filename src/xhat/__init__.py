@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from xhat.data import Data, Examples, load_data
     from xhat.distributions import kl_divergence
     from xhat.errors import CheckpointError, ConfigError, DataError, TrainingError, XhatError
+    from xhat.evaluation.anatomy import Anatomy, anatomy
     from xhat.evaluation.evaluate import Evaluation, evaluate
     from xhat.evaluation.evidence import Evidence, log_likelihood
+    from xhat.evaluation.refinement import Refinement, refine
+    from xhat.evaluation.sandwich import Sandwich, sandwich
     from xhat.gradients import Sampling, expectation
     from xhat.models.autoencoder import Autoencoder
     from xhat.models.base import Model
@@ -27,8 +30,10 @@ if TYPE_CHECKING:
     from xhat.objectives import bound
     from xhat.training.fit import fit, train
     from xhat.training.many import fit_many
+    from xhat.training.prior import fit_prior
 
 _HOME = {
+    "Anatomy": "xhat.evaluation.anatomy",
     "Autoencoder": "xhat.models.autoencoder",
     "CheckpointError": "xhat.errors",
     "ConfigError": "xhat.errors",
@@ -39,27 +44,34 @@ _HOME = {
     "Examples": "xhat.data",
     "Model": "xhat.models.base",
     "RECIPES": "xhat.models.recipes",
+    "Refinement": "xhat.evaluation.refinement",
     "Sampling": "xhat.gradients",
+    "Sandwich": "xhat.evaluation.sandwich",
     "Stacked": "xhat.models.stacked",
     "TrainingError": "xhat.errors",
     "VAE": "xhat.models.vae",
     "XhatError": "xhat.errors",
+    "anatomy": "xhat.evaluation.anatomy",
     "bound": "xhat.objectives",
     "build": "xhat.models.recipes",
     "evaluate": "xhat.evaluation.evaluate",
     "expectation": "xhat.gradients",
     "fit": "xhat.training.fit",
     "fit_many": "xhat.training.many",
+    "fit_prior": "xhat.training.prior",
     "kl_divergence": "xhat.distributions",
     "load": "xhat.models.files",
     "load_data": "xhat.data",
     "log_likelihood": "xhat.evaluation.evidence",
+    "refine": "xhat.evaluation.refinement",
+    "sandwich": "xhat.evaluation.sandwich",
     "save": "xhat.models.files",
     "train": "xhat.training.fit",
 }
 _MODULES = ("conditionals", "data", "distributions", "gradients", "networks", "objectives", "priors")
 
 __all__ = [
+    "Anatomy",
     "Autoencoder",
     "CheckpointError",
     "ConfigError",
@@ -70,12 +82,15 @@ __all__ = [
     "Examples",
     "Model",
     "RECIPES",
+    "Refinement",
     "Sampling",
+    "Sandwich",
     "Stacked",
     "TrainingError",
     "VAE",
     "XhatError",
     "__version__",
+    "anatomy",
     "bound",
     "build",
     "conditionals",
@@ -85,6 +100,7 @@ __all__ = [
     "expectation",
     "fit",
     "fit_many",
+    "fit_prior",
     "gradients",
     "kl_divergence",
     "load",
@@ -93,6 +109,8 @@ __all__ = [
     "networks",
     "objectives",
     "priors",
+    "refine",
+    "sandwich",
     "save",
     "train",
 ]

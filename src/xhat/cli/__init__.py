@@ -1,4 +1,4 @@
-"""The command ``xhat``: train, sweep, evaluate, sample, encode, decode, reconstruct, report, gradients.
+"""The command ``xhat``: train, sweep, evaluate, fit-prior, sample, encode, decode, reconstruct, report, gradients.
 
 Torch is imported by the commands themselves, so that help and mistakes are answered at once.
 """
@@ -17,6 +17,7 @@ from cyclopts.config import Toml
 
 from xhat import __version__
 from xhat.cli.laboratory import gradients
+from xhat.cli.prior import fit_prior
 from xhat.cli.sweep import sweep
 from xhat.cli.telling import speaks
 from xhat.cli.train import train
@@ -37,7 +38,7 @@ Examples:
 The options of a command can also stand in a file, --config run.toml; those on the command line go before it.
 """
 TOGETHER = ("train", "evaluate")  # what several processes can share
-LISTS = ("--hidden", "--channels")
+LISTS = ("--hidden", "--channels", "--latents", "--between")
 
 
 def _typed(type_: Any, tokens: Sequence[Token]) -> Any:
@@ -66,7 +67,7 @@ app = App(
     version=__version__,
     default_parameter=Parameter(consume_multiple=True, converter=_typed),
 )
-for command in (train, sweep, evaluate, sample, encode, decode, reconstruct, report, gradients):
+for command in (train, sweep, evaluate, fit_prior, sample, encode, decode, reconstruct, report, gradients):
     app.command(command, help_epilogue="")
 
 

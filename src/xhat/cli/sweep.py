@@ -21,7 +21,7 @@ from cyclopts import Parameter
 from xhat.cli.options import DataOptions, described
 from xhat.cli.space import Dimension, dimensions
 from xhat.errors import CheckpointError, ConfigError, TrainingError, whole_number
-from xhat.models.options import ModelOptions
+from xhat.models.options import LEVELLED, ModelOptions
 from xhat.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from xhat.data import Data
 
 METRICS = ("valid_loss", "valid_elbo")
-BARGAINS = ("beta", "free_bits")  # options that change what the loss means
+BARGAINS = ("beta", "free_bits", "capacity", "share", "alpha", "gamma", "mmd_weight")  # options that change what the loss means
 SWEEP_FILE, TRIALS_FILE, PICTURE = "sweep.json", "trials.jsonl", "sweep.png"
 TRIALS = 30
 SHOWN = 5  # trials in the table
@@ -293,7 +293,7 @@ def _mean_over_seeds(trial: Trial, plan: Plan, space: list[Dimension], loaded: D
     options = plan.model | {name: value for name, value in drawn.items() if name not in training}
     if RECIPES[plan.recipe].variational:
         options.setdefault("likelihood", loaded.kind.likelihood)
-    if options.get("likelihood") == "categorical" and loaded.kind.levels:
+    if options.get("likelihood") in LEVELLED and loaded.kind.levels:
         options.setdefault("levels", loaded.kind.levels)
     first = plan.settings["seed"]
     about: dict[str, Any] = {

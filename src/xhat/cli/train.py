@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from xhat.cli.options import DataOptions, described, run_data, run_folder
 from xhat.errors import ConfigError
-from xhat.models.options import ModelOptions
+from xhat.models.options import LEVELLED, ModelOptions
 from xhat.training.settings import Settings
 
 
@@ -79,14 +79,16 @@ def train(
     options = given_options(model)
     if "likelihood" not in options and recipe in RECIPES and RECIPES[recipe].variational:
         options["likelihood"] = loaded.kind.likelihood
-    if options.get("likelihood") == "categorical" and loaded.kind.levels:
+    if options.get("likelihood") in LEVELLED and loaded.kind.levels:
         options.setdefault("levels", loaded.kind.levels)
     out = Path("runs") / f"{Path(source).stem}-{recipe}" if out is None else out
     torch.manual_seed(settings.seed)
     built = build(recipe, loaded.shape, **options)
     parameters = sum(p.numel() for p in built.parameters())
     chosen = {**RECIPES[recipe].defaults, **options}
-    shown = ", ".join(f"{name} {chosen[name]}" for name in dict.fromkeys(["latent", "hidden", "likelihood", *options]))
+    shown = ", ".join(
+        f"{name} {chosen[name]}" for name in dict.fromkeys(["latent", "hidden", "likelihood", *options]) if name in chosen
+    )
     print(f"{recipe} with {parameters:,} parameters: {shown}")
     about = {
         "command": shlex.join(["xhat", *sys.argv[1:]]),

@@ -26,13 +26,18 @@ CHUNK = 1000
 def evaluate(
     run: Path,
     *,
-    samples: int = 500,
+    samples: int | None = None,
+    method: str = "importance",
+    steps: int = 100,
+    leapfrog: int = 10,
+    start: str = "posterior",
+    refine: int = 0,
     data: str | None = None,
     split: str = "test",
     limit: int | None = None,
     seed: int = 0,
 ) -> None:
-    """Measure a trained model: bound, likelihood, errors, active units, each with its standard error.
+    """Measure a trained model: bound and what it is made of, likelihood, errors, active units, each with its standard error.
 
     Writes evaluation.json into the run folder.
 
@@ -40,13 +45,26 @@ def evaluate(
 
         xhat evaluate runs/digits
         xhat evaluate runs/mnist --samples 5000 --limit 1000
+        xhat evaluate runs/mnist --method annealed --samples 16 --limit 100
+        xhat evaluate runs/mnist --refine 100
 
     Parameters
     ----------
     run
         A run folder.
     samples
-        Draws for each example of the importance-sampled log-likelihood.
+        Draws of z for each example's log-likelihood, 500 unless given; chains where it is annealed, then 16.
+    method
+        How log p(x) is found: importance, annealed (dear, and trustworthy where the effective sample size is small), or exact
+        (linear Normal models and small discrete codes).
+    steps
+        Laws that annealing goes through from the start to the posterior.
+    leapfrog
+        Steps of each of its trajectories.
+    start
+        Where its chains start: posterior or prior.
+    refine
+        Steps that refine the posterior of each of up to 500 examples, which gives the amortisation gap; 0 leaves it out.
     data
         Other data than the run's own.
     split
@@ -62,7 +80,10 @@ def evaluate(
     examples, told = examples_for(folder, data, split)
     examples = _limited(examples, limit)
     train = run_data(folder).train if data is None and split == "test" else None
-    result = _evaluate(model, examples, samples, train, seed)
+    if samples is None:
+        samples = 16 if method == "annealed" else 500
+    ways: dict[str, Any] = {"method": method, "steps": steps, "leapfrog": leapfrog, "start": start, "refine_steps": refine}
+    result = _evaluate(model, examples, samples, train, seed, ways)
     print(result)
     if told.get("scaling") is not None and result.log_likelihood is not None:
         shift = _scaling(told["scaling"]).log_jacobian
@@ -74,19 +95,23 @@ def evaluate(
     print(f"written to {place}")
 
 
-def _evaluate(model: Model, examples: Examples, samples: int, train: Any, seed: int) -> Evaluation:
+def _evaluate(
+    model: Model, examples: Examples, samples: int, train: Any, seed: int, ways: dict[str, Any] | None = None
+) -> Evaluation:
     import sys
 
     from xhat.evaluation.evaluate import evaluate as measure
 
     if not sys.stderr.isatty():
-        return measure(model, examples, samples, train=train, seed=seed)
+        return measure(model, examples, samples, train=train, seed=seed, **ways or {})
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("log p(x)", total=len(examples))
-        return measure(model, examples, samples, train=train, seed=seed, progress=lambda n: progress.advance(task, n))
+        return measure(
+            model, examples, samples, train=train, seed=seed, progress=lambda n: progress.advance(task, n), **ways or {}
+        )
 
 
 def sample(run: Path, *, n: int = 64, out: Path | None = None, draw: bool = False, seed: int = 0) -> None:

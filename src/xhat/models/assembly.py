@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+from torch import nn
 
 from xhat import conditionals, priors
 from xhat.conditionals import CONDITIONALS, Conditional
 from xhat.data import Corruption, corruption_from
 from xhat.errors import ConfigError, whole_number
 from xhat.gradients import Gradient, gradient_of
+from xhat.models.options import LEVELLED
 from xhat.networks import MLP, ConvDecoder, ConvEncoder
 from xhat.networks.base import Network
-from xhat.objectives import ELBO, IWAE, Objective
+from xhat.objectives import CIWAE, ELBO, IWAE, MIWAE, PIWAE, Info, Objective, Renyi, TotalCorrelation
 
 Options = dict[str, Any]
 
@@ -24,6 +28,32 @@ PRIOR_OF: dict[str, type[priors.Prior]] = {
     "poisson": priors.Poisson,
     "continuous-bernoulli": priors.Uniform,
 }
+
+LEARNED_PRIORS = ("standard", "mixture", "vamp", "flow", "coupling", "spline")
+FLOWS = ("iaf", "coupling")  # posteriors
+
+# What each objective is called with: the option, and the argument that it becomes.
+OBJECTIVES: dict[str, tuple[Callable[..., Objective], dict[str, str]]] = {
+    "elbo": (
+        ELBO,
+        {
+            "beta": "beta",
+            "beta_warmup": "warmup",
+            "free_bits": "free_bits",
+            "kl": "kl",
+            "capacity": "capacity",
+            "capacity_warmup": "capacity_warmup",
+        },
+    ),
+    "iwae": (IWAE, {}),
+    "miwae": (MIWAE, {"groups": "groups"}),
+    "piwae": (PIWAE, {"groups": "groups"}),
+    "ciwae": (CIWAE, {"share": "share"}),
+    "renyi": (Renyi, {"alpha": "alpha"}),
+    "tc": (TotalCorrelation, {"alpha": "alpha", "beta": "beta", "gamma": "gamma", "estimate": "estimate"}),
+    "info": (Info, {"alpha": "alpha", "mmd_weight": "lambda_", "kernel": "kernel", "bandwidth": "bandwidth"}),
+}
+SEVERAL = {"iwae": 50, "ciwae": 50, "renyi": 50, "miwae": 8, "piwae": 8}  # draws of the bounds of several, unless told otherwise
 
 
 def networks_for(shape: tuple[int, ...], o: Options) -> tuple[Network, Network]:
@@ -61,13 +91,21 @@ def likelihood_for(network: Network, shape: tuple[int, ...], o: Options) -> Cond
         raise ConfigError("a Delta likelihood gives every other x probability 0: use likelihood='normal'")
     if cls is conditionals.Normal:
         return conditionals.Normal(network, shape, o["scale"], o["per"], o["link"], o["minimum"])
-    if cls is conditionals.Categorical:
-        return conditionals.Categorical(network, shape, o["levels"])
+    if cls is conditionals.DiscretisedNormal:
+        return conditionals.DiscretisedNormal(network, shape, o["levels"], o["scale"], o["per"], o["minimum"])
+    if cls is conditionals.LogisticMixture:
+        return conditionals.LogisticMixture(network, shape, o["levels"], o["logistics"])
+    if cls in (conditionals.Categorical, conditionals.BetaBinomial):
+        return cls(network, shape, o["levels"])
     return cls(network, shape)  # type: ignore[call-arg]
 
 
 def posterior_for(network: Network, o: Options) -> Conditional:
     """q(z|x) on a body, or a further layer of z."""
+    if o["posterior"] in FLOWS:
+        return conditionals.Flow(network, o["latent"], o["posterior"], o["transforms"], scale=o["posterior_scale"])
+    if o["posterior"] in LEVELLED[1:]:
+        raise ConfigError(f"{o['posterior']} is a law of pixels, not of codes: use posterior='normal'")
     cls = _conditional(o["posterior"], "posterior")
     if cls is conditionals.Normal:
         return conditionals.Normal(network, o["latent"], o["posterior_scale"])
@@ -78,8 +116,18 @@ def posterior_for(network: Network, o: Options) -> Conditional:
     return cls(network, code_shape(o))  # type: ignore[call-arg]
 
 
-def prior_for(o: Options) -> priors.Prior:
+def prior_for(shape: tuple[int, ...], o: Options) -> nn.Module:
     """p(z), on the posterior's points, or its topmost layer."""
+    kind = o.get("prior", "standard")
+    if kind not in LEARNED_PRIORS:
+        raise ConfigError(f"prior must be one of {', '.join(LEARNED_PRIORS)}, was {kind!r}")
+    if kind == "mixture":
+        return priors.Mixture(o["latent"], o["components"] or 10)
+    if kind == "vamp":
+        within = o["likelihood"] in ("bernoulli", "continuous-bernoulli", *LEVELLED)
+        return priors.VampPrior(code_shape(o), shape, o["components"] or 500, (0.0, 1.0) if within else None)
+    if kind != "standard":
+        return priors.Flow(o["latent"], "autoregressive" if kind == "flow" else kind, o["transforms"])
     prior = PRIOR_OF.get(o["posterior"], priors.StandardNormal)
     if prior is priors.Categorical:
         return priors.Categorical(o["latent"], o["levels"])
@@ -98,19 +146,20 @@ def gradient_for(shape: tuple[int, ...], o: Options) -> Gradient:
 
 def objective_for(gradient: Gradient, o: Options) -> Objective:
     """What is trained on; where nobody says how many draws, as many as are usual, or the next number that the gradient takes."""
-    samples = o["samples"]
-    if o["objective"] == "iwae":
-        if o["noise"] not in (None, "independent"):
-            raise ConfigError(
-                f"noise={o['noise']!r} makes draws that depend on each other, and objective='iwae' is a bound of independent "
-                "ones: leave noise out"
-            )
-        return IWAE(gradient.usable(50) if samples is None else samples)
-    if o["objective"] != "elbo":
-        raise ConfigError(f"objective must be elbo or iwae, was {o['objective']!r}")
-    if samples is None:  # the usual gradients of a discrete code compare draws with each other
+    name, samples = o["objective"], o["samples"]
+    if name not in OBJECTIVES:
+        raise ConfigError(f"objective must be one of {', '.join(OBJECTIVES)}, was {name!r}")
+    if name in SEVERAL and o["noise"] not in (None, "independent"):
+        raise ConfigError(
+            f"noise={o['noise']!r} makes draws that depend on each other, and objective={name!r} is a bound of independent ones: "
+            "leave noise out"
+        )
+    if samples is None and name in SEVERAL:
+        samples = gradient.usable(SEVERAL[name])
+    elif samples is None:  # the usual gradients of a discrete code compare draws with each other
         samples = gradient.usable(2) if "layers" in o else 1
-    return ELBO(o["beta"], o["beta_warmup"], o["free_bits"], o["kl"], samples)
+    make, arguments = OBJECTIVES[name]
+    return make(samples=samples, **{argument: o[option] for option, argument in arguments.items() if o[option] is not None})
 
 
 def corruption_for(o: Options) -> Corruption | None:

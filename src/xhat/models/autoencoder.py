@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import nn
 
-from xhat.conditionals import Conditional
+from xhat.conditionals import Conditional, event_of
 from xhat.data import Corruption
 from xhat.errors import ConfigError
 from xhat.gradients import Pathwise
@@ -23,6 +25,8 @@ class Autoencoder(Model):
         corruption: what the encoder's input goes through in training; the target stays the clean x. That is a denoising
             autoencoder.
         tied: whether the decoder uses the encoder's weights, transposed (both must be MLPs that mirror each other).
+        prior: a law of the codes, from which new examples are sampled; no part of the training. :func:`xhat.fit_prior` makes one
+            of the codes of a trained autoencoder.
 
     Raises:
         ConfigError: parts that do not fit each other; an objective that needs a prior.
@@ -40,6 +44,8 @@ class Autoencoder(Model):
     torch.Size([5, 1, 28, 28])
     """
 
+    points: ClassVar[bool] = True
+
     def __init__(
         self,
         posterior: nn.Module,
@@ -47,11 +53,14 @@ class Autoencoder(Model):
         objective: Objective | None = None,
         corruption: Corruption | None = None,
         tied: bool = False,
+        prior: nn.Module | None = None,
     ) -> None:
+        if prior is not None:
+            event_of(prior, "prior")
         if isinstance(objective, ELBO):
             raise ConfigError("an Autoencoder has no prior, so it has no ELBO: use objectives.SquaredError, or a VAE")
         if tied:
             if not isinstance(posterior, Conditional) or not isinstance(likelihood, Conditional):
                 raise ConfigError("tied weights need conditionals of xhat on MLPs: use conditionals.Delta and Normal")
             tie((posterior.network, posterior.head), (likelihood.network, likelihood.head))
-        super().__init__(None, posterior, likelihood, SquaredError() if objective is None else objective, Pathwise(), corruption)
+        super().__init__(prior, posterior, likelihood, SquaredError() if objective is None else objective, Pathwise(), corruption)

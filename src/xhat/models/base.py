@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import copy
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from xhat.conditionals import Chain, Conditional, event_of
+from xhat.conditionals import CONDITIONALS, Chain, Conditional, Ladder, event_of
+from xhat.conditionals import Delta as Code
 from xhat.data import Corruption, Examples
 from xhat.distributions import Chain as JointLaw
-from xhat.distributions import widths
+from xhat.distributions import Delta, widths
 from xhat.errors import ConfigError, DataError, whole_number
 from xhat.gradients import Gradient
 from xhat.models.trial import try_out
@@ -48,6 +50,7 @@ class Model(Part, nn.Module, abc.ABC):
     event_shape: tuple[int, ...]
     latent_shape: tuple[int, ...]
     prior: Callable[[], Distribution]
+    points: ClassVar[bool] = False  # whether the posterior may be a point, which has no density and so no bound
 
     def __init__(
         self,
@@ -75,14 +78,20 @@ class Model(Part, nn.Module, abc.ABC):
             raise ConfigError(f"corruption must be a module, such as xhat.data.Masking(0.5), was {corruption!r}")
         self.event_shape = event_of(likelihood, "likelihood")
         self.latent_shape = event_of(posterior, "posterior")
-        if isinstance(posterior, Conditional | Chain):
+        if isinstance(posterior, Conditional | Chain | Ladder):
             posterior.bind(self.event_shape, "posterior")
         if isinstance(likelihood, Conditional):
             likelihood.bind(self.latent_shape, "likelihood")
-        for conditional in (prior, posterior):  # a prior may be made of the posterior, a posterior go down the prior's layers
-            meet: Callable[[nn.Module | None, nn.Module], None] | None = getattr(conditional, "meet", None)
+        self._put_together()
+
+    def _put_together(self) -> None:
+        """Let the parts meet that want to, and see whether all fit."""
+        prior = getattr(self, "prior", None)
+        # A prior may be made of the posterior, a posterior go down the prior's layers.
+        for conditional in (prior, self.posterior):
+            meet: Callable[[Any, nn.Module], None] | None = getattr(conditional, "meet", None)
             if meet is not None:
-                meet(prior, posterior)
+                meet(prior, self.posterior)
         self._try_out()
 
     def _try_out(self) -> None:
@@ -158,10 +167,10 @@ class Model(Part, nn.Module, abc.ABC):
         It is the bound itself: weight 1 on the KL, no free bits, a clean x; the KL in closed form where there is one.
 
         Raises:
-            ConfigError: the model has no prior.
+            ConfigError: the model has no prior, or a code without a density.
             DataError: x has another shape, or values outside the likelihood's support.
         """
-        self.need_prior("have an evidence lower bound")
+        self.need_bound("have an evidence lower bound")
         x = self.given(x)
         self.check(x)
         whole_number("samples", samples)
@@ -213,6 +222,44 @@ class Model(Part, nn.Module, abc.ABC):
         if not hasattr(self, "prior"):
             raise ConfigError(f"{type(self).__name__} has no prior and so cannot {purpose}: train a VAE for that")
 
+    @property
+    def has_bound(self) -> bool:
+        """Whether there is an evidence bound: a prior, and a posterior with a density to weigh against it.
+
+        A prior alone, which :func:`xhat.fit_prior` gives to an autoencoder's codes, is enough to sample new examples.
+        """
+        if not hasattr(self, "prior"):
+            return False
+        if type(self.posterior) in CONDITIONALS.values():
+            return not isinstance(self.posterior, Code)
+        with quiet(self):
+            return not isinstance(self.posterior(self.like.new_zeros(1, *self.event_shape)), Delta)
+
+    def need_bound(self, purpose: str) -> None:
+        """Refuse what only a model with an evidence bound can do.
+
+        Raises:
+            ConfigError: there is no prior, or the code has no density.
+        """
+        self.need_prior(purpose)
+        if not self.has_bound:
+            raise ConfigError(
+                f"{type(self).__name__} has a code that is a point, without a density to weigh against its prior, and so cannot "
+                f"{purpose}: train a VAE for that"
+            )
+
+    def with_prior(self, prior: nn.Module) -> Self:
+        """A copy of the model, of all its weights too, with another prior; the model itself stays as it is.
+
+        Raises:
+            ConfigError: a prior that does not fit the other parts, by name.
+        """
+        event_of(prior, "prior")
+        model = copy.deepcopy(self)
+        model.prior = prior.to(self.like.device, self.like.dtype)
+        model._put_together()
+        return model
+
     def prepare(self, examples: Examples) -> None:
         """Show the training examples, once and before the first step, to the parts that start from them.
 
@@ -249,6 +296,4 @@ def centre(law: Distribution) -> Tensor:
         pass
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        if isinstance(law, JointLaw):  # only the second layer's mean needs draws, those of the first
-            return law.join(centre(law.first), centre(law.then(law.first.sample((256,)))).mean(0))
-        return law.sample((256,)).mean(0)
+        return law.average(centre) if isinstance(law, JointLaw) else law.sample((256,)).mean(0)

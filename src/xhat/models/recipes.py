@@ -11,6 +11,8 @@ from xhat.conditionals import Conditional
 from xhat.errors import ConfigError, whole_number
 from xhat.gradients import Layers
 from xhat.models.assembly import (
+    FLOWS,
+    OBJECTIVES,
     Options,
     code_shape,
     corruption_for,
@@ -23,7 +25,8 @@ from xhat.models.assembly import (
 )
 from xhat.models.autoencoder import Autoencoder
 from xhat.models.base import Model
-from xhat.models.options import ModelOptions
+from xhat.models.hierarchy import hierarchy
+from xhat.models.options import LEVELLED, ModelOptions
 from xhat.models.stacked import Stacked
 from xhat.models.vae import VAE
 from xhat.networks import MLP, Take
@@ -37,19 +40,34 @@ _CODE: Options = {
     "likelihood": "normal",
     "link": "identity",
     "levels": 256,
+    "logistics": 5,
 }
 _NETWORK: Options = {"network": "mlp", "hidden": (400,), "channels": (32, 64)}
 _VARIATIONAL: Options = {
+    "prior": "standard",
+    "components": None,
     "posterior": "normal",
+    "transforms": 3,
     "posterior_scale": "softplus",
     "scale": "softplus",
     "per": "shared",
     "minimum": 1e-4,
     "objective": "elbo",
-    "beta": 1.0,
-    "beta_warmup": 0.0,
-    "free_bits": 0.0,
-    "kl": "auto",
+    # None: as the objective has it
+    "beta": None,
+    "beta_warmup": None,
+    "free_bits": None,
+    "capacity": None,
+    "capacity_warmup": None,
+    "kl": None,
+    "groups": None,
+    "share": None,
+    "alpha": None,
+    "gamma": None,
+    "estimate": None,
+    "mmd_weight": None,
+    "kernel": None,
+    "bandwidth": None,
     "samples": None,  # as many as the objective, the code and the gradient usually take
     "gradient": "pathwise",
     "baseline": None,
@@ -59,8 +77,9 @@ _VARIATIONAL: Options = {
     "noise": None,
     "categories": 10,
 }
+_OF_NORMAL_CODES = ("posterior", "posterior_scale", "categories", "prior", "components", "transforms")
 _DISCRETE: Options = {
-    **{name: value for name, value in _VARIATIONAL.items() if name not in ("posterior", "posterior_scale", "categories")},
+    **{name: value for name, value in _VARIATIONAL.items() if name not in _OF_NORMAL_CODES},
     "layers": 1,
     "learn_prior": True,
     "gradient": "rloo",
@@ -69,15 +88,17 @@ _DISCRETE: Options = {
 # Options that mean something beside certain choices only.
 NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "channels": ("network", ("conv",)),
-    "scale": ("likelihood", ("normal",)),
-    "per": ("likelihood", ("normal",)),
-    "minimum": ("likelihood", ("normal",)),
+    "scale": ("likelihood", ("normal", "discretised-normal")),
+    "per": ("likelihood", ("normal", "discretised-normal")),
+    "minimum": ("likelihood", ("normal", "discretised-normal")),
     "link": ("likelihood", ("normal",)),
-    "posterior_scale": ("posterior", ("normal", "multivariate-normal")),
-    "beta": ("objective", ("elbo",)),
-    "beta_warmup": ("objective", ("elbo",)),
-    "free_bits": ("objective", ("elbo",)),
-    "kl": ("objective", ("elbo",)),
+    "logistics": ("likelihood", ("logistic-mixture",)),
+    "posterior_scale": ("posterior", ("normal", "multivariate-normal", "iaf", "coupling")),
+    "components": ("prior", ("mixture", "vamp")),
+    **{
+        option: ("objective", tuple(name for name, (_, arguments) in OBJECTIVES.items() if option in arguments))
+        for option in dict.fromkeys(option for _, arguments in OBJECTIVES.values() for option in arguments)
+    },
     "baseline": ("gradient", ("score",)),
     "noise": ("gradient", ("pathwise",)),
     "categories": ("posterior", ("one-hot-categorical",)),
@@ -105,7 +126,23 @@ def _vae(shape: tuple[int, ...], o: Options) -> Model:
     up, down = networks_for(shape, o)
     gradient = gradient_for(shape, o)
     likelihood, objective = likelihood_for(down, shape, o), objective_for(gradient, o)
-    return VAE(prior_for(o), posterior_for(up, o), likelihood, objective, gradient, corruption_for(o))
+    return VAE(prior_for(shape, o), posterior_for(up, o), likelihood, objective, gradient, corruption_for(o))
+
+
+def _hierarchical(shape: tuple[int, ...], o: Options) -> Model:
+    bodies = networks_for(shape, {**o, "latent": o["latents"][0]})
+    parts = hierarchy(
+        shape,
+        o["latents"],
+        between=o["between"],
+        activation=o["activation"],
+        direction=o["direction"],
+        posterior_scale=o["posterior_scale"],
+        bodies=bodies,
+    )
+    gradient = gradient_for(shape, o)
+    likelihood, objective = likelihood_for(parts.decoder, shape, o), objective_for(gradient, o)
+    return VAE(parts.prior, parts.posterior, likelihood, objective, gradient, corruption_for(o))
 
 
 def _discrete(posterior: str) -> Callable[[tuple[int, ...], Options], Model]:
@@ -130,7 +167,7 @@ def _two_layers(shape: tuple[int, ...], o: Options) -> Model:
     if o["objective"] == "elbo":  # the logarithm of a mean is no sum over layers: there one estimator takes both as one draw
         gradient = Layers([gradient, gradient_for(shape, o)])
     return VAE(
-        priors.Chain(prior_for(o), below),
+        priors.Chain(prior_for(shape, o), below),
         posterior,
         likelihood_for(Take(down, posterior.event), shape, o),
         objective_for(gradient, o),
@@ -169,9 +206,21 @@ RECIPES: dict[str, Recipe] = {
         {**_CODE, "hidden": (256, 64)},
     ),
     "vae": Recipe(
-        "a variational autoencoder with any posterior and likelihood, trained on the ELBO or on the importance-weighted bound",
+        "a variational autoencoder with any prior, posterior and likelihood, trained on any bound",
         _vae,
         {**_CODE, **_NETWORK, **_VARIATIONAL},
+    ),
+    "hierarchical-vae": Recipe(
+        "a variational autoencoder with two or more layers of Normal codes, inferred from the bottom up or by a ladder",
+        _hierarchical,
+        {
+            **{name: value for name, value in _CODE.items() if name != "latent"},
+            **_NETWORK,
+            **{name: value for name, value in _VARIATIONAL.items() if name == "posterior_scale" or name not in _OF_NORMAL_CODES},
+            "latents": (32, 16),
+            "between": (64,),
+            "direction": "bottom-up",
+        },
     ),
     "bernoulli-vae": Recipe(
         "a variational autoencoder whose code is made of bits, in one or two stochastic layers",
@@ -216,12 +265,15 @@ def build(recipe: str, shape: int | Sequence[int], **options: Any) -> Model:
             raise ConfigError(
                 f"{name} is an option of {what}={' or '.join(map(repr, values))}, but {what} is {chosen[what]!r}: leave it out"
             )
-    whole_number("latent", chosen["latent"])
-    for name in ("hidden", "channels"):
+    if "latent" in chosen:
+        whole_number("latent", chosen["latent"])
+    for name in ("hidden", "channels", "latents", "between"):
         if name in given and not isinstance(given[name], list | tuple):
             raise ConfigError(f"{name} must be a list of sizes, such as [400, 200], was {given[name]!r}")
-    if "levels" in given and "categorical" not in (chosen["likelihood"], chosen.get("posterior")):
-        raise ConfigError(f"levels is an option of 'categorical', but the likelihood is {chosen['likelihood']!r}")
+    if "levels" in given and chosen["likelihood"] not in LEVELLED and chosen.get("posterior") != "categorical":
+        raise ConfigError(f"levels is an option of {', '.join(LEVELLED)}, but the likelihood is {chosen['likelihood']!r}")
+    if "transforms" in given and chosen["prior"] not in ("flow", "coupling", "spline") and chosen["posterior"] not in FLOWS:
+        raise ConfigError("transforms is an option of a normalising flow: set posterior='iaf' or prior='flow', or leave it out")
     return row.make(as_shape(shape, "shape"), chosen)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import ClassVar
 
-from xhat.conditionals import Conditional
+import torch
+from torch import Tensor, nn
+
+from xhat.conditionals import Conditional, event_of
 from xhat.data import Corruption, Masking
 from xhat.errors import ConfigError
 from xhat.gradients import Pathwise
@@ -29,6 +31,7 @@ class Stacked(Model):
         likelihood: a conditional on an ``MLP`` that mirrors the encoder's.
         objective: of the whole; the squared error unless given.
         corruption: noise on each stage's input (a stacked denoising autoencoder).
+        prior: a law of the codes, from which new examples are sampled; no part of the training. See :func:`xhat.fit_prior`.
 
     Raises:
         ConfigError: networks that are not MLPs or do not mirror each other.
@@ -41,13 +44,18 @@ class Stacked(Model):
     ['layer 1 of 3', 'layer 2 of 3', 'layer 3 of 3', 'fine-tune']
     """
 
+    points: ClassVar[bool] = True
+
     def __init__(
         self,
         posterior: Conditional,
         likelihood: Conditional,
         objective: Objective | None = None,
         corruption: Corruption | None = None,
+        prior: nn.Module | None = None,
     ) -> None:
+        if prior is not None:
+            event_of(prior, "prior")
         if isinstance(objective, ELBO):
             raise ConfigError("a Stacked autoencoder has no prior, so it has no ELBO: use objectives.SquaredError")
         for what, part in (("posterior", posterior), ("likelihood", likelihood)):
@@ -67,7 +75,7 @@ class Stacked(Model):
                 f"{[(a.in_features, a.out_features) for a in up]}, the decoder's, from its end, "
                 f"{[(b.in_features, b.out_features) for b in down]}"
             )
-        super().__init__(None, posterior, likelihood, SquaredError() if objective is None else objective, Pathwise(), corruption)
+        super().__init__(prior, posterior, likelihood, SquaredError() if objective is None else objective, Pathwise(), corruption)
 
     def stages(self) -> list[Stage]:
         posterior = self.posterior

@@ -37,11 +37,13 @@ def try_out(model: Model, x: Tensor) -> None:
     # A law with a gradient to its parameters: some estimators fit only where nothing moves the support.
     with torch.enable_grad():
         check_fit(model.gradient, model.posterior(x), model.objective.samples, reduce=model.objective.reduction)
+    model.objective.serves(model.gradient)
     likelihood = _called(model.likelihood, q.sample((2,)), "likelihood")
     check_law(likelihood, "likelihood", model.event_shape, (2, len(x)))
     _alone(model.gradient, [model.likelihood, getattr(model, "prior", None), *_later(model.posterior)])
     if hasattr(model, "prior"):
-        if isinstance(q, Delta):
+        point = isinstance(q, Delta)
+        if point and not model.points:
             raise ConfigError(
                 "a Delta posterior has no density, so its KL to a prior is infinite: use xhat.Autoencoder, or a Normal posterior"
             )
@@ -51,7 +53,9 @@ def try_out(model: Model, x: Tensor) -> None:
                 f"the prior draws events of shape {tuple(p.event_shape)}, the posterior of shape {model.latent_shape}: "
                 "they must be the same"
             )
-        if is_discrete(p) != is_discrete(q):
+        if point and not is_discrete(p):  # the codes are numbers, which the prior has a density of
+            return
+        if point or is_discrete(p) != is_discrete(q):
             raise ConfigError(
                 f"the posterior {law_name(q)} and the prior {law_name(p)} do not live on the same points, so no KL "
                 "between them is finite: use a prior of the posterior's kind"

@@ -536,12 +536,28 @@ RECIPES: dict[str, tuple[str, dict[str, object]]] = {
     "bernoulli vae, two layers": ("bernoulli-vae", {"layers": 2, "learn_prior": False}),
     "categorical vae": ("categorical-vae", {"categories": 3, "learn_prior": False}),
     "categorical vae, two layers": ("categorical-vae", {"categories": 3, "layers": 2, "likelihood": "bernoulli"}),
+    "vae, discretised Normal": ("vae", {"likelihood": "discretised-normal", "levels": 4}),
+    "vae, mixture of logistics": ("vae", {"likelihood": "logistic-mixture", "levels": 4, "logistics": 2}),
+    "vae, beta-binomial": ("vae", {"likelihood": "beta-binomial", "levels": 4}),
+    "vae, capacity": ("vae", {"capacity": 3.0, "capacity_warmup": 2.0, "beta": 10.0}),
+    "miwae": ("vae", {"objective": "miwae", "groups": 2, "samples": 3, "gradient": "dreg"}),
+    "piwae": ("vae", {"objective": "piwae", "groups": 3, "samples": 2}),
+    "ciwae": ("vae", {"objective": "ciwae", "share": 0.3, "samples": 3, "activation": "gated"}),
+    "rényi": ("vae", {"objective": "renyi", "alpha": 0.3, "samples": 3, "gradient": "dreg"}),
+    "infovae": ("vae", {"objective": "info", "alpha": 0.5, "mmd_weight": 3.0, "kernel": "imq"}),
+    "vae, mixture prior": ("vae", {"prior": "mixture", "components": 3}),
+    "vae, vamp prior": ("vae", {"prior": "vamp", "components": 3, "likelihood": "bernoulli"}),
+    "vae, flow prior": ("vae", {"prior": "flow", "transforms": 1}),
+    "vae, spline prior, coupling posterior": ("vae", {"prior": "spline", "posterior": "coupling", "transforms": 1}),
+    "hierarchical vae": ("hierarchical-vae", {"latents": [2, 1], "between": [3], "likelihood": "bernoulli"}),
+    "hierarchical vae, ladder": ("hierarchical-vae", {"latents": [2, 1], "between": [3], "direction": "ladder"}),
 }
 
 
 def from_recipe(name: str) -> Model:
     recipe, options = RECIPES[name]
-    return build(recipe, IMAGE, **{"latent": 2, "hidden": [6], "activation": "tanh", **options})
+    code = {} if "latents" in options else {"latent": 2}
+    return build(recipe, IMAGE, **{**code, "hidden": [6], "activation": "tanh", **options})
 
 
 def _of_layers(direction: str, latents: Sequence[int], objective: Callable[[], Objective]) -> VAE:

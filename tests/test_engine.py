@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 
 import pytest
@@ -17,7 +18,7 @@ from xhat.errors import ConfigError, TrainingError
 from xhat.models.base import Model
 from xhat.networks import MLP, products
 from xhat.networks.precision import reduced
-from xhat.networks.products import WORTH
+from xhat.networks.products import WORTH, linear
 from xhat.training.choice import COMPILATION, engine_for, saving
 from xhat.training.engine import Compiled, Eager, Engine, unvalidated
 from xhat.training.graphs import WARM, Graphs
@@ -88,7 +89,7 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor], **tolerance: float) -> No
 
 _POSTERIORS = [f"vae: {name} → bernoulli" for name in catalogue.RANDOM if f"vae: {name} → bernoulli" in catalogue.MODELS]
 _LIKELIHOODS = [f"vae: normal → {name}" for name in catalogue.RANDOM if f"vae: normal → {name}" in catalogue.MODELS]
-CHOSEN = sorted({*_POSTERIORS, *_LIKELIHOODS, *catalogue.RECIPES})
+CHOSEN = sorted({*_POSTERIORS, *_LIKELIHOODS, *catalogue.RECIPES, *catalogue.HIERARCHIES})
 # The draws of torch's Categorical come transposed, which this backend, unlike inductor, takes amiss.
 STRIDES = {"vae: categorical → bernoulli"}
 
@@ -559,3 +560,22 @@ def test_an_unknown_precision_or_engine_is_refused():
         Settings(engine="quick")
     with pytest.raises(ConfigError, match="epsilon must be above 0"):
         Settings(epsilon=0.0)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN is no part of this build of torch")
+def test_a_product_with_a_part_of_a_larger_matrix_is_right_and_takes_no_longer_than_with_the_whole():
+    torch.manual_seed(0)
+    x, whole, larger = torch.randn(200, 1000), torch.randn(100, 1000), torch.randn(100, 1050)
+    part, columns = larger[:, :1000], torch.randn(1000, 150)[:, :100].t()
+
+    def seconds(weight):
+        torch.testing.assert_close(linear(x, weight), x @ weight.T, rtol=1e-4, atol=1e-3)
+        times = []
+        for _ in range(3):
+            began = time.perf_counter()
+            linear(x, weight)
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    dense = seconds(whole)  # 0.3 ms; oneDNN's plain loops take 500
+    assert max(seconds(part), seconds(columns)) < 20 * dense + 0.02

@@ -95,7 +95,9 @@ KLS = [
 
 
 def test_every_posterior_with_its_own_prior_has_a_closed_form():
-    assert {posterior for posterior, kl in KLS if kl == "analytic"} == set(RANDOM)
+    # The laws of grey levels are likelihoods; as a posterior's, their KL is sampled.
+    of_pixels = {"discretised-normal", "logistic-mixture", "beta-binomial"}
+    assert {posterior for posterior, kl in KLS if kl == "analytic"} == {n for n in RANDOM if not n.startswith(tuple(of_pixels))}
 
 
 # Theory 6.3 and 6.4

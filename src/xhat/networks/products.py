@@ -41,7 +41,10 @@ def _maker() -> str:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """:math:`x W^\\top + c` through oneDNN, without a derivative; strides are taken as they are."""
+    """:math:`x W^\\top + c` through oneDNN, without a derivative; each factor may be transposed, or a part of a larger one."""
+    if not (weight.is_contiguous() or weight.t().is_contiguous()):
+        # Of a part of a larger matrix (a layer of z in a code of several) oneDNN multiplies number by number, 2,000 times slower.
+        weight = weight.contiguous()
     return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
 
 

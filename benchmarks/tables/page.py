@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.tables.study import Asked, Study, Variant
-from benchmarks.tables.work import RESULTS, result_file
+from benchmarks.tables.work import RESULTS, beside_of, result_file
 
 PAGE = RESULTS.parents[1] / "tables.md"
 
@@ -40,19 +40,24 @@ def _section(study: Study) -> str:
     lines += [f"- Published: {study.source}", ""]
     held = {length: _held(study, length) for length in ("cpu", "full")}
     figures = list(dict.fromkeys(name for kept in held.values() for row in kept.values() for name in row["figures"]))
-    lines.append("| | schedule | seeds | " + " | ".join(figures) + " | training | published |")
-    lines.append("| --- | --- | --- |" + " ---: |" * (len(figures) + 2))
+    lines.append("| | schedule | seeds |" + "".join(f" {figure} |" for figure in figures) + " training | published |")
+    lines.append("| --- | --- | --- |" + " ---: |" * (len(figures) + 1) + " --- |")
     for length, kept in held.items():
+        known = {variant.name for variant in study.variants}
+        lengths = {_schedule(variant, length).partition(": ")[2] for variant in study.variants}
+        if length == "full" and not kept:  # the published schedules, all of them
+            if any(variant.full is not variant.cpu for variant in study.variants):
+                lines.append(f"| all | full: {' or '.join(sorted(lengths))} | |" + " not run |" * len(figures) + " | as above |")
+            continue
         for variant in study.variants:
             lines.append(_row(variant.name, _schedule(variant, length), kept, figures, variant.published))
-        known = {variant.name for variant in study.variants}
         for name in dict.fromkeys(row["variant"] for row in kept.values()):
             if name not in known:
                 lines.append(_row(name, f"{length}: afterwards", kept, figures, ""))
     lines.append("")
     if study.asked and held["cpu"]:
         lines += ["| asked (cpu) | measured | |", "| --- | ---: | --- |"]
-        lines += [_verdict(asked, held["cpu"]) for asked in study.asked]
+        lines += [_verdict(asked, {**beside_of(study, "cpu"), **held["cpu"]}) for asked in study.asked]
         lines.append("")
     lines += [f"{note}\n" for note in study.notes]
     return "\n".join(lines)
@@ -71,11 +76,11 @@ def _held(study: Study, length: str) -> dict[str, Any]:
 def _row(name: str, schedule: str, kept: dict[str, Any], figures: list[str], published: str) -> str:
     rows = [row for row in kept.values() if row["variant"] == name]
     if not rows:
-        return f"| {name} | {schedule} | | " + " | ".join("not run" for _ in figures) + f" | | {published} |"
+        return f"| {name} | {schedule} | |" + " not run |" * len(figures) + f" | {published} |"
     cells = [_cell([row["figures"].get(figure) for row in rows]) for figure in figures]
     seconds = [row["training seconds"] for row in rows if row["training seconds"] is not None]
     took = f"{statistics.mean(seconds) / 60:.1f} min" if seconds else ""
-    return f"| {name} | {schedule} | {len(rows)} | " + " | ".join(cells) + f" | {took} | {published} |"
+    return f"| {name} | {schedule} | {len(rows)} |" + "".join(f" {cell} |" for cell in cells) + f" {took} | {published} |"
 
 
 def _cell(values: list[list[float] | None]) -> str:
@@ -89,7 +94,8 @@ def _cell(values: list[list[float] | None]) -> str:
 
 
 def _verdict(asked: Asked, kept: dict[str, Any]) -> str:
-    gains = [found for found in (_gain(asked, kept, seed) for seed in {row["seed"] for row in kept.values()}) if found]
+    seeds = sorted({row["seed"] for row in kept.values()})
+    gains = [found for found in (_gain(asked, kept, seed) for seed in seeds) if found is not None]
     if not gains:
         return f"| {asked.text} | not run | |"
     gain, doubt = statistics.mean(value for value, _ in gains), max(doubt for _, doubt in gains)

@@ -21,6 +21,7 @@ class Variant:
         cpu: settings of ``xhat.fit`` for a budget of minutes on two cores.
         full: those of the publication.
         published: the figure that the source gives for the full schedule, if any.
+        build_full: makes it for the published schedule, where that takes another model (a longer warm-up, say).
         trained: trains it otherwise than by ``xhat.fit``: gets the settings, the data and the seed.
     """
 
@@ -29,6 +30,7 @@ class Variant:
     cpu: Mapping[str, Any]
     full: Mapping[str, Any]
     published: str = ""
+    build_full: Callable[[], xhat.Model] | None = None
     trained: Callable[[Mapping[str, Any], Any, int], xhat.Model] | None = None
 
 

@@ -69,22 +69,31 @@ def _keep(study: Study, length: str, held: dict[str, Any], name: str, seed: int,
         "xhat": xhat.__version__,
         "machine": torch.cuda.get_device_name() if has_gpu() else f"{platform.machine()}, {torch.get_num_threads()} threads",
     }
-    _compare(held, place)
+    _compare(held, [place, *(RUNS / other / length / "each" for other in study.beside)], beside_of(study, length))
     RESULTS.mkdir(exist_ok=True)
     result_file(study, length).write_text(json.dumps(held, indent=1, ensure_ascii=False) + "\n")
     print(f"{study.name}: {name}, seed {seed}: {found.means}", flush=True)
 
 
-def _compare(held: dict[str, Any], place: Path) -> None:
+def beside_of(study: Study, length: str) -> dict[str, Any]:
+    """The figures of the rows that this one is compared with."""
+    rows: dict[str, Any] = {}
+    for other in study.beside:
+        rows |= _held(RESULTS / f"{other}-{length}.json")
+    return rows
+
+
+def _compare(held: dict[str, Any], places: list[Path], beside: dict[str, Any]) -> None:
     """How much smaller one variant's figures are than another's with the same seed: the mean of the paired differences."""
     for own in held.values():
         own["paired"] = {}
-        for other in held.values():
+        for other in [*held.values(), *beside.values()]:
             if other is own or other["seed"] != own["seed"]:
                 continue
             for figure in own["figures"]:
-                files = [place / f"{row['variant']}-{row['seed']}-{figure}.npy" for row in (own, other)]
-                if all(file.is_file() for file in files):
+                names = [f"{row['variant']}-{row['seed']}-{figure}.npy" for row in (own, other)]
+                files = [file for name in names for place in places if (file := place / name).is_file()]
+                if len(files) == 2:
                     less = np.load(files[1]) - np.load(files[0])
                     doubt = float(less.std(ddof=1) / len(less) ** 0.5)
                     own["paired"].setdefault(other["variant"], {})[figure] = [float(less.mean()), doubt]
@@ -104,7 +113,7 @@ def _trained(study: Study, variant: Variant, length: str, seed: int, split: Any)
         folder.mkdir(parents=True, exist_ok=True)
         xhat.save(model, folder / "model.safetensors")
     else:
-        model = variant.build()
+        model = (variant.build_full or variant.build)() if length == "full" else variant.build()
         resume = (folder / "checkpoints").is_dir()
         given = {} if resume else {**settings, "seed": seed}
         if xhat.fit(model, split.train, split.valid, out=folder, resume=resume, **given).interrupted:

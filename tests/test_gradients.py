@@ -31,7 +31,9 @@ FIXED_SHAPE = {"Exponential", "Gamma, its rate", "Weibull, its scale"}
 KNOWN = {
     "pathwise": set(EXPECTATIONS) - DISCRETE,
     "pathwise, antithetic": {"Normal", "full Normal", "Laplace", "Student's t", "Uniform", "several Normals"},
-    "pathwise, sobol": set(EXPECTATIONS) - DISCRETE - {"Gamma", "Gamma, its rate", "Beta", "Dirichlet", "Student's t", "Delta", "flow"},
+    "pathwise, sobol": set(EXPECTATIONS)
+    - DISCRETE
+    - {"Gamma", "Gamma, its rate", "Beta", "Dirichlet", "Student's t", "Delta", "flow"},
     **{
         name: set(EXPECTATIONS) - {"Delta", "Uniform", "Pareto"}
         for name in (*(n for n in GRADIENTS if n.startswith("score")), "rloo")

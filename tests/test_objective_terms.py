@@ -257,8 +257,8 @@ def test_patience_does_not_count_while_the_capacity_rises():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: ELBO(capacity=-1.0), "capacity must be at least 0, was -1"),
-        (lambda: ELBO(capacity_warmup=math.inf), "capacity_warmup must be at least 0, was inf"),
+        (lambda: ELBO(capacity=-1.0), "capacity must be at least 0 and at most 1e.30, was -1"),
+        (lambda: ELBO(capacity_warmup=math.inf), "capacity_warmup must be at least 0 and at most 1e.30, was inf"),
         (lambda: ELBO(capacity_warmup=5.0), "needs one above 0"),
         (lambda: ELBO(capacity=1.0, kl="sampled"), "capacity needs the KL itself"),
         (lambda: ELBO(capacity=1.0, free_bits=0.1), "capacity and free_bits .* leave one of them out"),

@@ -96,7 +96,7 @@ def sweep(
     over
         An option and its values, once for each: a range LOW..HIGH, or LOW..HIGH:log, or choices with commas between.
     recipe
-        autoencoder, denoising, stacked, vae, bernoulli-vae or categorical-vae.
+        autoencoder, denoising, stacked, vae, hierarchical-vae, bernoulli-vae or categorical-vae.
     trials
         How many, those of a resumed sweep included. [default: 30]
     metric

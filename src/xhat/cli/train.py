@@ -51,7 +51,7 @@ def train(
     source
         digits, or a file (npy, npz, idx, idx.gz, csv, parquet), or a folder (of images, or MNIST's four files).
     recipe
-        autoencoder, denoising, stacked, vae, bernoulli-vae or categorical-vae.
+        autoencoder, denoising, stacked, vae, hierarchical-vae, bernoulli-vae or categorical-vae.
     out
         The run folder to make; runs/SOURCE-RECIPE unless given.
     resume
@@ -113,6 +113,11 @@ def _resume(path: Path) -> int:
     config = folder.config()
     if config.get("model") is None:
         raise ConfigError(f"{path} holds a model with parts of its own: resume it from Python, xhat.fit(…, resume=True)")
+    if isinstance(config.get("prior"), dict):
+        raise ConfigError(
+            f"{path} holds a model whose prior was fitted after training, which cannot go on: resume the run that it was made "
+            f"of, {config['prior'].get('of')}, and fit the prior again"
+        )
     tensors, state = folder.read_state()
     if state.get("done") is True and folder.model_file.exists():
         print(f"{path} is finished, nothing is left to do; {_next(path)}")

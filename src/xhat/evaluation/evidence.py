@@ -135,8 +135,9 @@ def way_of(method: str, steps: int = 100, leapfrog: int = 10, start: str = "post
     """
     if method not in METHODS:
         raise ConfigError(f"method must be one of {', '.join(METHODS)}, was {method!r}")
+    annealing = Annealing(steps, leapfrog, start)  # which refuses what makes no sense, asked for or not
     if method == "annealed":
-        return Annealing(steps, leapfrog, start)
+        return annealing
     return IMPORTANCE if method == "importance" else None
 
 

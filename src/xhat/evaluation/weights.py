@@ -17,7 +17,8 @@ class Evidence(NamedTuple):
 
     ``log_px`` in nats; ``stderr`` its Monte Carlo standard error by the delta method; ``ess`` the effective number of the
     samples, between 1 and K. A sampled estimate is a lower bound of log p(x) in expectation, and rises to it with K; an exact
-    value has the standard error 0 and the effective sample size infinity.
+    value has the standard error 0 and the effective sample size infinity. Where the effective sample size is a handful, the
+    large weights may not have been met yet: then the estimate is too low, and the standard error too small.
     """
 
     log_px: Tensor

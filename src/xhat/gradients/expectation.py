@@ -106,6 +106,8 @@ def misfit(
         if reduce.family == "mean":
             remedy = "use xhat.bound(…, objective='iwae'), or for a mean 'rloo'"
             return Misfit(f"the gradient {name!r} is one for multi-sample bounds", remedy)
+        if reduce.family in type(estimator).reductions:  # it is an option that is in the way
+            return Misfit(f"the gradient {name!r} with these options serves no multi-sample bound", "leave them out (noise, say)")
         remedy = f"gradients that do: {', '.join(_serving(q, reduce))}"
         return Misfit(f"the gradient {name!r} serves no multi-sample bound", remedy)
     if f is not None and "log weight" in estimator.requires and not isinstance(f, LogWeight):

@@ -122,10 +122,12 @@ def prior_for(shape: tuple[int, ...], o: Options) -> nn.Module:
     if kind not in LEARNED_PRIORS:
         raise ConfigError(f"prior must be one of {', '.join(LEARNED_PRIORS)}, was {kind!r}")
     if kind == "mixture":
-        return priors.Mixture(o["latent"], o["components"] or 10)
+        return priors.Mixture(o["latent"], 10 if o["components"] is None else o["components"])
     if kind == "vamp":
         within = o["likelihood"] in ("bernoulli", "continuous-bernoulli", *LEVELLED)
-        return priors.VampPrior(code_shape(o), shape, o["components"] or 500, (0.0, 1.0) if within else None)
+        return priors.VampPrior(
+            code_shape(o), shape, 500 if o["components"] is None else o["components"], (0.0, 1.0) if within else None
+        )
     if kind != "standard":
         return priors.Flow(o["latent"], "autoregressive" if kind == "flow" else kind, o["transforms"])
     prior = PRIOR_OF.get(o["posterior"], priors.StandardNormal)
@@ -147,7 +149,7 @@ def gradient_for(shape: tuple[int, ...], o: Options) -> Gradient:
 def objective_for(gradient: Gradient, o: Options) -> Objective:
     """What is trained on; where nobody says how many draws, as many as are usual, or the next number that the gradient takes."""
     name, samples = o["objective"], o["samples"]
-    if name not in OBJECTIVES:
+    if not isinstance(name, str) or name not in OBJECTIVES:
         raise ConfigError(f"objective must be one of {', '.join(OBJECTIVES)}, was {name!r}")
     if name in SEVERAL and o["noise"] not in (None, "independent"):
         raise ConfigError(

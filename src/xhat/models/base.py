@@ -208,19 +208,21 @@ class Model(Part, nn.Module, abc.ABC):
             ConfigError: the model has no prior.
         """
         whole_number("n", n)
-        self.need_prior("sample new examples")
+        self.need_prior(
+            "sample new examples", "train a VAE for that, or fit a prior to its codes with fit-prior (xhat.fit_prior)"
+        )
         with quiet(self):
             z = self.prior().sample((n,))
         return self.decode(z, sample)
 
-    def need_prior(self, purpose: str) -> None:
+    def need_prior(self, purpose: str, remedy: str = "train a VAE for that") -> None:
         """Refuse what only a model with a prior can do.
 
         Raises:
             ConfigError: there is none.
         """
         if not hasattr(self, "prior"):
-            raise ConfigError(f"{type(self).__name__} has no prior and so cannot {purpose}: train a VAE for that")
+            raise ConfigError(f"{type(self).__name__} has no prior and so cannot {purpose}: {remedy}")
 
     @property
     def has_bound(self) -> bool:

@@ -130,6 +130,8 @@ def _vae(shape: tuple[int, ...], o: Options) -> Model:
 
 
 def _hierarchical(shape: tuple[int, ...], o: Options) -> Model:
+    if len(o["latents"]) < 2:
+        raise ConfigError(f"latents must be the sizes of two layers or more, such as [32, 16], was {list(o['latents'])}")
     bodies = networks_for(shape, {**o, "latent": o["latents"][0]})
     parts = hierarchy(
         shape,

@@ -60,7 +60,8 @@ def try_out(model: Model, x: Tensor) -> None:
                 f"the posterior {law_name(q)} and the prior {law_name(p)} do not live on the same points, so no KL "
                 "between them is finite: use a prior of the posterior's kind"
             )
-        model.objective.fits(q, p)
+        with torch.enable_grad():  # what is learned shows
+            model.objective.fits(model.posterior(x), model.prior())
         if not _covers(p, q):
             raise ConfigError(
                 f"the posterior {law_name(q)} draws values that are impossible under the prior {law_name(p)}, so the KL "

@@ -11,6 +11,8 @@ from torch.distributions import Distribution
 from xhat.gradients import Gradient, Mean, Reduction
 from xhat.parts import Part
 
+LARGEST = 1e30  # of a weight: float32 ends at 3e38
+
 
 class Terms(NamedTuple):
     """What one batch gives: the loss to minimise and the measures to log, each ``(B,)``, summed over the event."""
@@ -40,6 +42,8 @@ class Objective(Part, nn.Module, abc.ABC):
 
     reduction: ClassVar[Reduction] = Mean()
     needs_prior: ClassVar[bool] = False
+
+    fewest_examples: ClassVar[int] = 1  # in a batch; with fewer, what it compares them for is not there
 
     samples: int = 1
     warmup: float = 0.0  # epochs until the objective is what it will be

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
@@ -12,7 +10,7 @@ from xhat.distributions import has_closed_form, kl_per_dimension
 from xhat.distributions.kl_table import closed_form
 from xhat.errors import ConfigError, whole_number
 from xhat.gradients import Gradient, LeaveOneOut, Mean, expectation
-from xhat.objectives.base import Chassis, Objective, Terms
+from xhat.objectives.base import LARGEST, Chassis, Objective, Terms
 from xhat.objectives.draws import at_draws
 
 KL = ("auto", "analytic", "sampled")
@@ -69,8 +67,8 @@ class ELBO(Objective):
         super().__init__()
         weights = {"beta": beta, "warmup": warmup, "free_bits": free_bits}
         for option, value in {**weights, "capacity": capacity, "capacity_warmup": capacity_warmup}.items():
-            if not isinstance(value, int | float) or not 0 <= value < math.inf:
-                raise ConfigError(f"{option} must be at least 0, was {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LARGEST:
+                raise ConfigError(f"{option} must be at least 0 and at most {LARGEST:g}, was {value!r}")
         if kl not in KL:
             raise ConfigError(f"kl must be one of {', '.join(KL)}, was {kl!r}")
         if free_bits > 0 and kl == "sampled":

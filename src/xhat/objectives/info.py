@@ -10,6 +10,7 @@ from torch.distributions import Distribution
 
 from xhat.distributions import relaxed_log_prob
 from xhat.distributions.kl_table import closed_form
+from xhat.distributions.support import split
 from xhat.errors import ConfigError, whole_number
 from xhat.gradients import Gradient, expectation
 from xhat.objectives.aggregate import ELEMENTS, need_path
@@ -113,6 +114,7 @@ class Info(Objective):
 
     name = "info"
     needs_prior = True
+    fewest_examples = 2
 
     def __init__(
         self,
@@ -143,6 +145,19 @@ class Info(Objective):
     def coupled(self) -> str:
         return "Info compares the draws of the whole batch with the prior's"
 
+    def fits(self, q: Distribution, p: Distribution) -> None:
+        if p.has_rsample:
+            return
+        with torch.random.fork_rng(devices=[]):
+            self._need_path(p, p.sample((1,)))
+
+    def _need_path(self, p: Distribution, y: Tensor) -> None:
+        if torch.is_grad_enabled() and p.log_prob(y).requires_grad:
+            raise ConfigError(
+                "Info needs a derivative through the draws of a learned prior, and those of the prior "
+                f"{type(split(p)[0]).__name__} have none: use a flow, one that is not learned (learn=False), or objectives.ELBO"
+            )
+
     def serves(self, gradient: Gradient) -> None:
         need_path("Info", gradient)
 
@@ -172,11 +187,7 @@ class Info(Objective):
         if p.has_rsample:
             return p.rsample(shape)
         y = p.sample(shape)
-        if torch.is_grad_enabled() and p.log_prob(y).requires_grad:
-            raise ConfigError(
-                f"Info needs a derivative through the draws of a learned prior, and those of {type(p).__name__} have none: use a "
-                "prior that is not learned (learn=False), or objectives.ELBO"
-            )
+        self._need_path(p, y)
         return y
 
     def _discrepancy(self, z: Tensor, y: Tensor) -> Tensor:

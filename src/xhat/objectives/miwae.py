@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from xhat.distributions import relaxed_log_prob
-from xhat.errors import whole_number
+from xhat.errors import ConfigError, whole_number
 from xhat.gradients import honest
 from xhat.gradients.reduction import Grouped
 from xhat.objectives.base import Chassis, Objective, Terms
 from xhat.objectives.draws import drawn
+
+MOST = 10_000_000  # draws of z for each example, which no memory holds
 
 
 class MIWAE(Objective):
@@ -56,7 +58,7 @@ class MIWAE(Objective):
         super().__init__()
         whole_number("groups", groups)
         whole_number("samples", samples)
-        self.groups, self.samples = groups, groups * samples
+        self.groups, self.samples = groups, _all(groups, samples)
         self.reduction = Grouped(groups)  # type: ignore[misc]
 
     def forward(self, model: Chassis, x: Tensor, target: Tensor) -> Terms:
@@ -107,7 +109,7 @@ class PIWAE(Objective):
         super().__init__()
         whole_number("groups", groups)
         whole_number("samples", samples)
-        self.groups, self.samples = groups, groups * samples
+        self.groups, self.samples = groups, _all(groups, samples)
         self.reduction = Grouped(groups)  # type: ignore[misc]
 
     def forward(self, model: Chassis, x: Tensor, target: Tensor) -> Terms:
@@ -125,3 +127,10 @@ class PIWAE(Objective):
         """What a draw's share in IWAE has above that in MIWAE, ``(S, B)``."""
         grouped = log_weights.unflatten(0, (-1, self.groups)).softmax(0) / self.groups
         return log_weights.softmax(0) - grouped.flatten(0, 1)
+
+
+def _all(groups: int, samples: int) -> int:
+    """How many draws there are together."""
+    if groups * samples > MOST:
+        raise ConfigError(f"groups × samples must be at most {MOST:,}, was {groups * samples:,}: use fewer of either")
+    return groups * samples

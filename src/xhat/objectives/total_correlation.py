@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
@@ -15,7 +13,7 @@ from xhat.distributions.support import split
 from xhat.errors import ConfigError, whole_number
 from xhat.gradients import Gradient, expectation
 from xhat.objectives.aggregate import ESTIMATES, aggregate, independent, need_path, shares
-from xhat.objectives.base import Chassis, Objective, Terms
+from xhat.objectives.base import LARGEST, Chassis, Objective, Terms
 
 
 class TotalCorrelation(Objective):
@@ -60,6 +58,7 @@ class TotalCorrelation(Objective):
 
     name = "tc"
     needs_prior = True
+    fewest_examples = 2
     size: Tensor
 
     def __init__(
@@ -73,8 +72,8 @@ class TotalCorrelation(Objective):
     ) -> None:
         super().__init__()
         for option, value in (("alpha", alpha), ("beta", beta), ("gamma", gamma)):
-            if not isinstance(value, int | float) or not 0 <= value < math.inf:
-                raise ConfigError(f"{option} must be at least 0, was {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= LARGEST:
+                raise ConfigError(f"{option} must be at least 0 and at most {LARGEST:g}, was {value!r}")
         if estimate not in ESTIMATES:
             raise ConfigError(f"estimate must be one of {', '.join(ESTIMATES)}, was {estimate!r}")
         if size is not None:

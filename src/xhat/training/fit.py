@@ -85,6 +85,11 @@ def _prepare(
             f"batch_size is {settings.batch_size}, but there are only {len(train_examples)} training examples: lower it, or "
             "leave it out"
         )
+    if settings.batch_size is not None and settings.batch_size < model.objective.fewest_examples:
+        raise ConfigError(
+            f"{type(model.objective).__name__} compares the examples of a batch with each other, and batch_size is "
+            f"{settings.batch_size}: it must be at least {model.objective.fewest_examples}"
+        )
     if settings.pretrain_epochs is not None and len(model.stages()) == 1:
         raise ConfigError(f"pretrain_epochs is for stacked models, and {type(model).__name__} trains in one go: leave it out")
     if settings.patience is not None and valid is None:

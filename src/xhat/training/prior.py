@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from xhat import priors
+from xhat.conditionals import Ladder
 from xhat.data import Examples, as_examples
 from xhat.data.permutation import Permutation
 from xhat.distributions import is_discrete
@@ -113,7 +114,7 @@ def fit_prior(
 
 
 def _options(kind: str, components: int | None, given: dict[str, Any]) -> dict[str, Any]:
-    if kind not in OPTIONS:
+    if not isinstance(kind, str) or kind not in OPTIONS:
         raise ConfigError(f"kind must be one of {', '.join(OPTIONS)}, was {kind!r}")
     known = OPTIONS[kind] | ({} if kind == "mixture" else STEPS)
     unknown = [name for name in given if name not in known]
@@ -147,6 +148,16 @@ def _check_kind(model: Model, kind: str) -> None:
     """Refuse a prior whose draws are numbers of any value for codes of single points."""
     with quiet(model):
         q = model.posterior(model.like.new_zeros(1, *model.event_shape))
+    if kind == "vamp" and model.points:
+        raise ConfigError(
+            f"the codes of {type(model).__name__} are points, and a vamp prior is a mixture of the model's posteriors: use "
+            "kind='mixture' or 'flow'"
+        )
+    if isinstance(model.posterior, Ladder):
+        raise ConfigError(
+            "a ladder goes down the layers of its own prior, which no other can take the place of: fit_prior serves posteriors "
+            "that do not depend on the prior"
+        )
     if kind != "vamp" and not model.points and is_discrete(q):
         raise ConfigError(f"the codes of this model are discrete, and a {kind} prior is a density: use kind='vamp'")
 

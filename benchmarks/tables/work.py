@@ -47,6 +47,11 @@ def do(study: Study, length: str, parts: list[str] | None = None, train_only: bo
                     _keep(study, length, held, name, seed, figures, None)
 
 
+def _file(name: str, seed: int, figure: str) -> str:
+    """The file of the values for each example."""
+    return f"{name}-{seed}-{figure}.npy".replace("/", " per ")
+
+
 def _key(name: str, seed: int) -> str:
     return f"{name} · seed {seed}"
 
@@ -59,7 +64,7 @@ def _keep(study: Study, length: str, held: dict[str, Any], name: str, seed: int,
     place = RUNS / study.name / length / "each"
     place.mkdir(parents=True, exist_ok=True)
     for figure, values in found.each.items():
-        np.save(place / f"{name}-{seed}-{figure}.npy", values.numpy())
+        np.save(place / _file(name, seed, figure), values.numpy())
     held[_key(name, seed)] = {
         "variant": name,
         "seed": seed,
@@ -91,7 +96,7 @@ def _compare(held: dict[str, Any], places: list[Path], beside: dict[str, Any]) -
             if other is own or other["seed"] != own["seed"]:
                 continue
             for figure in own["figures"]:
-                names = [f"{row['variant']}-{row['seed']}-{figure}.npy" for row in (own, other)]
+                names = [_file(row["variant"], row["seed"], figure) for row in (own, other)]
                 files = [file for name in names for place in places if (file := place / name).is_file()]
                 if len(files) == 2:
                     less = np.load(files[1]) - np.load(files[0])

@@ -81,7 +81,7 @@ def improvements(models: dict[str, xhat.Model], split: Any) -> dict[str, Figures
     found = {}
     for kind in ("mixture", "flow"):
         fitted = xhat.fit_prior(base, split.train, kind=kind, valid=split.valid, seed=0)
-        found[f"base, {kind} prior"] = measured(fitted, split)
+        found[f"base, {kind} prior fitted afterwards"] = measured(fitted, split)
     some = split.test[torch.randperm(len(split.test), generator=torch.Generator().manual_seed(0))[:1000]]
     refined = xhat.refine(base, some, steps=100, seed=0)
     before, after = {"−ELBO": -refined.elbo}, {"−ELBO": -refined.refined}

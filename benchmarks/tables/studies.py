@@ -135,16 +135,15 @@ FLOWS = Study(
     ),
     measure=evidence(500, 2000),
     afterwards=improvements,
-    asked=(
-        Asked(
-            "inverse autoregressive posterior: a better bound", "−ELBO", "flow posterior, inverse autoregressive", "base", least=0
-        ),
-        Asked("coupling posterior: a better bound", "−ELBO", "flow posterior, coupling", "base", least=0),
-        Asked("flow prior fitted afterwards: a better bound", "−ELBO", "base, flow prior fitted afterwards", "base", least=0),
-        Asked(
-            "mixture prior fitted afterwards: a better bound", "−ELBO", "base, mixture prior fitted afterwards", "base", least=0
-        ),
-        Asked("refinement: a better bound", "−ELBO", "base, refined, 100 steps", "base, the same images", least=0),
+    asked=tuple(
+        Asked(f"{better}: a better bound", "−ELBO", better, than, least=0.0)
+        for better, than in (
+            ("inverse autoregressive posterior", "base"),
+            ("coupling posterior", "base"),
+            ("base, mixture prior fitted afterwards", "base"),
+            ("base, flow prior fitted afterwards", "base"),
+            ("base, refined by 100 steps", "base, the same images"),
+        )
     ),
 )
 

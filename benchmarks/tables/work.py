@@ -98,8 +98,9 @@ def _compare(held: dict[str, Any], places: list[Path], beside: dict[str, Any]) -
             for figure in own["figures"]:
                 names = [_file(row["variant"], row["seed"], figure) for row in (own, other)]
                 files = [file for name in names for place in places if (file := place / name).is_file()]
-                if len(files) == 2:
-                    less = np.load(files[1]) - np.load(files[0])
+                values = [np.load(file) for file in files]
+                if len(values) == 2 and len(values[0]) == len(values[1]):  # of the same images
+                    less = values[1] - values[0]
                     doubt = float(less.std(ddof=1) / len(less) ** 0.5)
                     own["paired"].setdefault(other["variant"], {})[figure] = [float(less.mean()), doubt]
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from xhat.evaluation.spread import Spread
+
+GATHERED = 2**16  # weights that are added up at once
 
 
 class Evidence(NamedTuple):
@@ -44,9 +46,7 @@ def averaged(weights: Callable[[int], Tensor], like: Tensor, samples: int, chunk
     """
     top = like.new_full((len(like),), -math.inf, dtype=torch.float64)
     first, second = torch.zeros_like(top), torch.zeros_like(top)  # sums of w and w² over e^top
-    for number, count in spread.chunks(samples, chunk):
-        spread.draw_from(block, number)
-        log_w = weights(count).double()
+    for log_w in _gathered(weights, samples, chunk, spread, block):
         new = torch.maximum(top, log_w.amax(0))
         scale = torch.where(new > -math.inf, (top - new).exp(), torch.zeros_like(new))
         shares = torch.where(new > -math.inf, (log_w - new).exp(), torch.zeros_like(log_w))
@@ -62,3 +62,18 @@ def averaged(weights: Callable[[int], Tensor], like: Tensor, samples: int, chunk
     variance = (samples * ratio - 1).clamp(min=0) / max(1, samples - 1)
     stderr = variance.sqrt() if samples > 1 else torch.full_like(variance, math.nan)
     return Evidence(top + first.log() - math.log(samples), stderr, 1 / ratio)
+
+
+def _gathered(weights: Callable[[int], Tensor], samples: int, chunk: int, spread: Spread, block: int) -> Iterator[Tensor]:
+    """The weights in float64, some chunks together: adding up each by itself would cost as much as a small network."""
+    held: list[Tensor] = []
+    size = 0
+    for number, count in spread.chunks(samples, chunk):
+        spread.draw_from(block, number)
+        held.append(weights(count))
+        size += held[-1].numel()
+        if size >= GATHERED:
+            yield torch.cat(held).double()
+            held, size = [], 0
+    if held:
+        yield torch.cat(held).double()

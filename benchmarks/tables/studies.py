@@ -165,7 +165,7 @@ THROUGHPUT = Study(
     title="Importance sampling with K = 5,000, beside Pythae's get_nll",
     model="784-400-20, ReLU, Bernoulli; the same weights in both",
     data="static",
-    setting="200 test images, 5,000 samples each, two threads; Pythae: batch_size 100, its default",
+    setting="200 test images, 5,000 samples each, two threads, five rounds in turn; Pythae: batch_size 100, its default",
     source="none",
     variants=(
         Variant(

@@ -16,7 +16,7 @@ from xhat.distributions import widths
 from xhat.distributions.support import extended_log_prob, split
 from xhat.errors import whole_number
 from xhat.evaluation.evidence import ELEMENTS, block_size
-from xhat.evaluation.result import Dimension, Measure, measure
+from xhat.evaluation.result import Dimension, Measure, coordinate, measure
 from xhat.heap import kept_heap
 from xhat.models.base import Model, centre, quiet
 
@@ -83,7 +83,7 @@ class Anatomy(NamedTuple):
         rows.append(("active units", f"{self.active_units}"))
         for each in self.dimensions or ():
             kl = "" if each.kl is None else f" of KL {each.kl:.4f}"
-            rows.append((f"z[{each.place}]", f"I(x; z) {each.information:.4f}{kl}{'' if each.active else ', not active'}"))
+            rows.append((coordinate(each.place), f"I(x; z) {each.information:.4f}{kl}{'' if each.active else ', not active'}"))
         width = max(len(name) for name, _ in rows)
         lines = [f"{name:<{width}}  {value}" for name, value in rows]
         return "\n".join([*lines, *([f"! {self.reason}"] if self.reason else [])])

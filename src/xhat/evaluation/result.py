@@ -9,6 +9,13 @@ from torch import Tensor
 
 from xhat.evaluation.moments import Moments
 
+SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
+
+
+def coordinate(place: int) -> str:
+    """What texts and pictures call the code's dimension at ``place``, which counts from 0: z₁ is the first."""
+    return "z" + str(place + 1).translate(SUBSCRIPTS)
+
 
 class Measure(NamedTuple):
     """A mean over examples and its standard error, which is that of drawing these examples."""
@@ -156,7 +163,7 @@ class Evaluation(NamedTuple):
             parts = [("KL(q(z) ‖ p(z)), nats", self.marginal_kl), *parts]
         rows += [(name, str(part)) for name, part in parts if part is not None]
         if self.dimensions:
-            told = ", ".join(f"z[{each.place}] ({each.information:.2f})" for each in self.dimensions[:5])
+            told = ", ".join(f"{coordinate(each.place)} ({each.information:.2f})" for each in self.dimensions[:5])
             rows.append(("most telling dimensions (nats)", told + (", …" if len(self.dimensions) > 5 else "")))
         return rows
 

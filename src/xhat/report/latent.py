@@ -10,6 +10,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from xhat.evaluation.result import coordinate
 from xhat.report.style import ERROR_MAP, FAINT, LABELS, OTHER, RULE, Figured, Key, Panel, drawing, image, panel_size, svg, tiled
 from xhat.report.subject import Subject
 from xhat.report.walks import range_of, walks
@@ -149,7 +150,7 @@ def _strips(subject: Subject) -> Figured:
     for walk in found:
         sheet = tiled(subject.rgb(subject.decode(walk.codes)), len(walk.codes), side=96, gap=6)
         about = f"decoded codes along latent dimension {walk.variable + 1}"
-        panels.append(Panel(image(sheet, about), _coordinate(walk.variable), walk.worth))
+        panels.append(Panel(image(sheet, about), coordinate(walk.variable), walk.worth))
     how = "Along a row one coordinate of the code moves and the others stay: what changes is what that coordinate stands for."
     caption = (
         f"One row for each latent dimension {chosen}, starting from the test example whose code is nearest to the mean code."
@@ -180,7 +181,7 @@ def _lines(subject: Subject) -> Figured | None:
             axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
             axes.set_ylabel("standard deviations")
             about = f"decoded columns along latent dimension {walk.variable + 1}"
-            panels.append(Panel(svg(figure, f"traversal-{walk.variable}", about), _coordinate(walk.variable), walk.worth))
+            panels.append(Panel(svg(figure, f"traversal-{walk.variable}", about), coordinate(walk.variable), walk.worth))
     how = "In each panel one coordinate of the code moves and the others stay: a steep line is a column that it drives."
     which = f"the {len(columns)} columns that move most" if len(columns) < flat.shape[1] else "all columns"
     caption = (
@@ -189,7 +190,3 @@ def _lines(subject: Subject) -> Figured | None:
     )
     keys = tuple(Key(colours[column], subject.column_name(column), "line") for column in columns)
     return Figured("traversals", "Traversals", "Traversals of the latent space", how, panels, caption, "grid", keys)
-
-
-def _coordinate(index: int) -> str:
-    return "z" + str(index + 1).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))

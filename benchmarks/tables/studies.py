@@ -9,7 +9,7 @@ from benchmarks.tables.measures import bits, evidence, improvements, throughput
 from benchmarks.tables.models import beta_binomial, flow_posterior, gated, one_layer, two_layers
 from benchmarks.tables.study import Asked, Study, Variant
 
-from xhat.objectives import IWAE
+from xhat.objectives import ELBO, IWAE
 
 # Burda et al. (2016): eight stages, the i-th of 3^(i-1) epochs at 0.001 · 10^(-(i-1)/7).
 STAGE = 0.719685673
@@ -43,23 +43,48 @@ ONE_LAYER = Study(
         Asked("DReG no worse than IWAE-50 + 0.1", "NLL", "IWAE, k = 50, DReG", "IWAE, k = 50", least=-0.1),
         Asked("IWAE-50 uses more units", "active units", "IWAE, k = 50", "VAE", least=1.0),
     ),
+    seeds=(0, 1),
 )
+# Two layers without a warm-up of β lose most units at the start, and win them back too late for so few epochs.
+WARMED: dict[str, Any] = {"batch_size": 100, "lr": 1e-3, "epsilon": 1e-4, "keep": "last", "epochs": 250, "schedule": "cosine"}
+
 TWO_LAYERS = Study(
     name="two-layers",
     title="Two stochastic layers",
-    model="784-200-200-100-100-100-50, tanh, Bernoulli; bottom-up posterior",
+    model="784-200-200-100-100-100-50, tanh, Bernoulli; bottom-up posterior; and the one layer of the row above",
     data="dynamic",
-    setting="Adam, ε = 1e-4, batch 20; NLL with 5,000 samples, 5,000 test images",
+    setting=(
+        "warmed up: Adam, ε = 1e-4, 1e-3 falling to 0 by a cosine, batch 100, β warmed up over 50 epochs; the others, "
+        "and the full schedule, as one layer above; NLL with 5,000 samples, 5,000 test images"
+    ),
     source="Burda, Grosse & Salakhutdinov (2016), table 1",
     variants=(
-        Variant("VAE, two layers", lambda: two_layers(), BURDA_CPU, BURDA_FULL, "85.33 (full)"),
+        Variant(
+            "VAE, one layer, warmed up",
+            lambda: one_layer((200, 200), 50, "tanh", ELBO(warmup=50.0)),
+            WARMED,
+            BURDA_FULL,
+            "86.76 (full)",
+            _burda(1),
+        ),
+        Variant(
+            "VAE, two layers, warmed up", lambda: two_layers(ELBO(warmup=50.0)), WARMED, BURDA_FULL, "85.33 (full)", two_layers
+        ),
+        Variant("VAE, two layers", two_layers, BURDA_CPU, BURDA_FULL, "85.33 (full)"),
         Variant("IWAE, k = 50, two layers", lambda: two_layers(IWAE(50)), BURDA_CPU, BURDA_FULL, "82.90 (full)"),
     ),
     measure=evidence(5000, 5000),
     beside=("one-layer",),
     asked=(
-        Asked("VAE: two layers at least 1 nat better than one", "NLL", "VAE, two layers", "VAE", least=1.0),
-        Asked("IWAE-50: the same", "NLL", "IWAE, k = 50, two layers", "IWAE, k = 50", least=1.0),
+        Asked(
+            "VAE: two layers at least 1 nat better than one",
+            "NLL",
+            "VAE, two layers, warmed up",
+            "VAE, one layer, warmed up",
+            least=1.0,
+        ),
+        Asked("the same without the warm-up, 13 epochs", "NLL", "VAE, two layers", "VAE", least=1.0),
+        Asked("IWAE-50: the same, 13 epochs", "NLL", "IWAE, k = 50, two layers", "IWAE, k = 50", least=1.0),
     ),
 )
 
@@ -87,11 +112,24 @@ STATIC_VAE = Study(
             STATIC_FULL,
             trained=lambda settings, split, seed: pythae_side.trained(400, 40, settings, split, seed),
         ),
-        # On two cores the published length takes xhat as long as the budget of a row.
-        Variant("xhat, 500 epochs", lambda: one_layer((400,), 40, "relu"), STATIC_FULL, STATIC_FULL, "89.78, 89.9"),
     ),
     measure=evidence(200),
     asked=(Asked("no worse than Pythae beside it", "NLL", "xhat", "Pythae", least=0.0),),
+    seeds=(0, 1, 2),
+)
+# The published length is within reach of two cores for xhat alone.
+STATIC_LONG = Study(
+    name="static-vae-500",
+    title="The same for all 500 epochs, without Pythae beside it",
+    model=STATIC_VAE.model,
+    data="static",
+    setting=STATIC_VAE.setting,
+    source=STATIC_VAE.source,
+    variants=(
+        Variant("xhat, 500 epochs", lambda: one_layer((400,), 40, "relu"), STATIC_FULL, STATIC_FULL, "89.78 (Pythae), 89.9"),
+    ),
+    measure=evidence(200),
+    asked=(),
 )
 
 # Tomczak & Welling (2018): 2,000 epochs at most, stopped after 50 without a better bound; β warmed up for 100.
@@ -179,4 +217,6 @@ THROUGHPUT = Study(
     asked=(Asked("at least 10 × the throughput of get_nll", "× get_nll", "trained by xhat for 5 epochs", least=10.0),),
 )
 
-STUDIES = {study.name: study for study in (STATIC_VAE, ONE_LAYER, TWO_LAYERS, VAMP, FLOWS, BETA_BINOMIAL, THROUGHPUT)}
+STUDIES = {
+    study.name: study for study in (STATIC_VAE, STATIC_LONG, ONE_LAYER, TWO_LAYERS, VAMP, FLOWS, BETA_BINOMIAL, THROUGHPUT)
+}

@@ -15,8 +15,8 @@ PAGE = RESULTS.parents[1] / "tables.md"
 
 HEAD = """# Published tables, regenerated
 
-`make tables` trains and measures what is not there yet and writes this page; `make tables ROWS="one-layer"` does one row. The
-figures lie in [tables/results](tables/results), one file a row; the rows themselves are in
+`make tables` trains and measures what has no figures yet and writes this page; `make tables ROWS="one-layer --anew"` does one row
+from the beginning. The figures lie in [tables/results](tables/results), one file a row; the rows themselves are in
 [tables/studies.py](tables/studies.py). Rows marked *cpu* have a budget of minutes on two cores, with fewer epochs than the
 publication: there the *differences* are what is asked for. Rows marked *full* follow the published schedule, which takes a GPU.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,23 +29,35 @@ def result_file(study: Study, length: str) -> Path:
     return RESULTS / f"{study.name}-{length}.json"
 
 
-def do(study: Study, length: str, parts: list[str] | None = None, train_only: bool = False) -> None:
-    """Train the study's models and measure them; ``parts`` names variants, all unless given."""
-    split = DATA[study.data]()
+def do(study: Study, length: str, parts: list[str] | None = None, train_only: bool = False, anew: bool = False) -> None:
+    """Train the study's models and measure them, those that have no figures yet.
+
+    ``parts`` names variants, all unless given; ``anew`` forgets the row's figures and models first.
+    """
+    if anew:
+        result_file(study, length).unlink(missing_ok=True)
+        shutil.rmtree(RUNS / study.name / length, ignore_errors=True)
     held = _held(result_file(study, length))
+    variants = [variant for variant in study.variants if parts is None or variant.name in parts]
     for seed in study.seeds:
+        later = study.afterwards is not None and parts is None and not train_only and not _has_later(study, held, seed)
+        wanted = [variant for variant in variants if later or _key(variant.name, seed) not in held]
+        split = DATA[study.data]() if wanted else None
         models = {}
-        for variant in study.variants:
-            if parts is not None and variant.name not in parts:
-                continue
+        for variant in wanted:
             model, seconds = _trained(study, variant, length, seed, split)
             models[variant.name] = model
             if not train_only and _key(variant.name, seed) not in held:
                 _keep(study, length, held, variant.name, seed, study.measure(model, split), seconds)
-        if study.afterwards is not None and not train_only and parts is None:
+        if later and study.afterwards is not None:
             for name, figures in study.afterwards(models, split).items():
-                if _key(name, seed) not in held:
-                    _keep(study, length, held, name, seed, figures, None)
+                _keep(study, length, held, name, seed, figures, None)
+
+
+def _has_later(study: Study, held: dict[str, Any], seed: int) -> bool:
+    """Whether there are figures of what is done with the trained models afterwards."""
+    trained = {variant.name for variant in study.variants}
+    return any(row["seed"] == seed and row["variant"] not in trained for row in held.values())
 
 
 def _file(name: str, seed: int, figure: str) -> str:

@@ -17,7 +17,7 @@ from xhat.errors import ConfigError
 from xhat.evaluation.annealed import Annealing, schedule
 from xhat.evaluation.evidence import _by_blocks, log_likelihood
 from xhat.evaluation.hmc import move
-from xhat.evaluation.importance import log_prob_at
+from xhat.evaluation.importance import _draws, log_prob_at
 from xhat.evaluation.sandwich import bounds, sandwich, simulated
 from xhat.evaluation.spread import Spread
 from xhat.networks import MLP
@@ -193,6 +193,23 @@ def test_the_quick_bernoulli_is_right_to_a_thousandth_of_a_nat_in_float32(size):
     known = td.Independent(td.Bernoulli(logits=logits.double()), 1).log_prob(x.double())
     found = log_prob_at(x)(td.Independent(td.Bernoulli(logits=logits), 1))
     assert (found.double() - known).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("pair", ["standard", "moved", "wider than one", "full covariance"])
+def test_draws_come_with_the_ratio_of_their_laws(pair):
+    loc, scale = torch.randn(5, 2, 3, dtype=F64), torch.rand(5, 2, 3, dtype=F64) + 0.1
+    q = td.Independent(td.Normal(loc, scale), 2)
+    p = {
+        "standard": td.Independent(td.Normal(torch.zeros(2, 3, dtype=F64), torch.ones(2, 3, dtype=F64)), 2),
+        "moved": td.Independent(td.Normal(torch.randn(2, 3, dtype=F64), torch.rand(2, 3, dtype=F64) + 0.1), 2),
+        "wider than one": td.Independent(td.Normal(torch.full((2, 3), 7.0, dtype=F64), 40.0), 2),
+        "full covariance": td.Independent(td.MultivariateNormal(torch.zeros(2, 3, dtype=F64), torch.eye(3, dtype=F64)), 1),
+    }[pair]
+    z, log_ratio = _draws(q, p)(4000)
+    assert z.shape == (4000, 5, 2, 3)
+    torch.testing.assert_close(log_ratio, p.log_prob(z) - q.log_prob(z), rtol=1e-10, atol=1e-10)
+    assert ((z.mean(0) - loc).abs() < 5 * scale / 4000**0.5).all()
+    assert ((z.std(0) / scale - 1).abs() < 5 / 8000**0.5).all()
 
 
 def test_a_hundred_thousand_draws_in_bounded_memory():

@@ -434,7 +434,7 @@ def test_the_parts_of_the_bound_are_those_of_the_anatomy():
     assert result.reconstruction.value == pytest.approx(result.elbo.value + result.kl.value, abs=4 * result.reconstruction.stderr)
     assert {each.place for each in result.dimensions} == {0, 1}
     assert result.amortisation_gap is result.refined_steps is None
-    for row in ("mutual information I(x; z), nats", "total correlation, nats", "KL of each dimension, summed, nats", "z[0] ("):
+    for row in ("mutual information I(x; z), nats", "total correlation, nats", "KL of each dimension, summed, nats", "z₁ ("):
         assert row in str(result)
 
 

@@ -108,7 +108,7 @@ def _levels(shape: tuple[int, ...], levels: int) -> Kind:
     return Kind(
         name,
         "normal",
-        f"the values are {levels} levels of {name}, for which 'normal' is simple, 'categorical' over {levels} levels "
-        "gives honest bits per dimension, and binarising (--binarize dynamic) allows 'bernoulli'",
+        f"the values are {levels} levels of {name}, for which 'normal' is simple, 'discretised-normal' or 'beta-binomial' over "
+        f"{levels} levels give honest bits per dimension, and binarising (--binarize dynamic) allows 'bernoulli'",
         levels,
     )

@@ -206,7 +206,7 @@ def test_kind(values, name, levels):
     suggested = {"binary": "bernoulli", "unit": "continuous-bernoulli", "counts": "poisson"}
     assert kind.likelihood == suggested.get(name, "normal")
     if levels:
-        assert f"'categorical' over {levels} levels" in kind.why
+        assert f"'beta-binomial' over {levels} levels" in kind.why
         assert "--binarize dynamic" in kind.why
 
 

@@ -510,6 +510,13 @@ def test_settings_that_make_no_sense_are_refused():
         log_likelihood(bayesian(model), x, method="exact")
 
 
+def test_a_method_that_a_model_has_no_use_for_is_refused_and_not_ignored():
+    plain = xhat.build("autoencoder", shape=(4,), latent=2, hidden=[8])
+    assert xhat.evaluate(plain, torch.zeros(5, 4)).log_likelihood is None
+    with pytest.raises(ConfigError, match="has no prior and so cannot have a likelihood of x"):
+        xhat.evaluate(plain, torch.zeros(5, 4), method="annealed")
+
+
 # The sandwich
 
 

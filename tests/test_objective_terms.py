@@ -276,7 +276,7 @@ def test_patience_does_not_count_while_the_capacity_rises():
         (lambda: model_of(Info(samples=2), gradients.LeaveOneOut()).loss(X), "Info couples the examples"),
         (lambda: Info(alpha=1.5), "alpha must be at most 1"),
         (lambda: Info(alpha=math.nan), "alpha must be a finite number, was nan"),
-        (lambda: Info(alpha=0.5, lambda_=0.1), "lambda_ must be at least 1 - alpha = 0.5"),
+        (lambda: Info(alpha=0.5, lambda_=0.1), "lambda_, the weight of the MMD, must be at least 1 - alpha = 0.5"),
         (lambda: Info(kernel="laplace"), "kernel must be one of rbf, imq, was 'laplace'"),
         (lambda: Info(bandwidth=0.0), "bandwidth must be above 0"),
     ],

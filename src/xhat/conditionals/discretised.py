@@ -147,7 +147,7 @@ class LogisticMixture(Conditional):
     ) -> None:
         _check(levels, minimum)
         _check_transform(scale)
-        whole_number("components", components)
+        whole_number("components, the number of logistics,", components)
         super().__init__(network, event, parameters=3 * components)
         self.levels, self.components, self.transform, self.minimum = levels, components, scale, minimum
         self.support = Grid(0.0, 1.0, levels)  # type: ignore[misc]

@@ -107,7 +107,8 @@ def evaluate(
 
     Raises:
         DataError: x has another shape, or values outside the likelihood's support.
-        ConfigError: samples is below 1; refine_steps is negative, or given for a posterior that cannot be refined.
+        ConfigError: samples is below 1; refine_steps is negative, or given for a posterior that cannot be refined; a
+            method is asked for that the model has no likelihood for.
 
     >>> import torch, xhat
     >>> model = xhat.build("vae", shape=(4,), latent=2, hidden=[8], likelihood="bernoulli")
@@ -117,6 +118,8 @@ def evaluate(
     """
     whole_number("samples", samples)
     way = way_of(method, steps, leapfrog, start)
+    if method != "importance":
+        model.need_bound("have a likelihood of x")
     if refine_steps:
         check_refinable(model)
         whole_number("refine_steps", refine_steps)

@@ -132,7 +132,8 @@ class Info(Objective):
             raise ConfigError(f"alpha must be at most 1, or the KL has a weight 1 - alpha below 0; was {alpha!r}")
         if alpha + lambda_ < 1:
             raise ConfigError(
-                f"lambda_ must be at least 1 - alpha = {1 - alpha:g}, or the MMD has a weight below 0; was {lambda_!r}"
+                f"lambda_, the weight of the MMD, must be at least 1 - alpha = {1 - alpha:g}, or alpha + lambda_ - 1 is below 0; "
+                f"was {lambda_!r}"
             )
         if kernel not in KERNELS:
             raise ConfigError(f"kernel must be one of {', '.join(KERNELS)}, was {kernel!r}")

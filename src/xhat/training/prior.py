@@ -17,6 +17,7 @@ from xhat.data.permutation import Permutation
 from xhat.distributions import is_discrete
 from xhat.errors import ConfigError, TrainingError, whole_number
 from xhat.models.base import PIECE, Model, quiet
+from xhat.networks.base import as_shape
 from xhat.objectives import ELBO
 from xhat.training.mixture import fit_normals
 
@@ -125,8 +126,10 @@ def _options(kind: str, components: int | None, given: dict[str, Any]) -> dict[s
         if name in chosen:
             whole_number(name, chosen[name])
     for name in ("lr", "floor", "tolerance"):
-        if name in chosen and not 0 < chosen[name] < math.inf:
-            raise ConfigError(f"{name} must be above 0, was {chosen[name]}")
+        if name in chosen and not (isinstance(chosen[name], int | float) and 0 < chosen[name] < math.inf):
+            raise ConfigError(f"{name} must be a finite number above 0, was {chosen[name]!r}")
+    if "hidden" in chosen:
+        chosen["hidden"] = as_shape(chosen["hidden"], "hidden")
     if components is not None and kind not in COMPONENTS:
         raise ConfigError(f"a {kind} prior has no components: leave them out")
     return chosen | {"components": COMPONENTS.get(kind) if components is None else components}

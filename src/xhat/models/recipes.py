@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, fields
 from typing import Any, NamedTuple
 
@@ -252,7 +252,7 @@ def build(recipe: str, shape: int | Sequence[int], **options: Any) -> Model:
     >>> sum(p.numel() for p in model.parameters())
     652824
     """
-    if recipe not in RECIPES:
+    if not isinstance(recipe, str) or recipe not in RECIPES:
         raise ConfigError(f"recipe must be one of {', '.join(RECIPES)}, was {recipe!r}")
     row = RECIPES[recipe]
     known = [field.name for field in fields(ModelOptions)]
@@ -261,6 +261,8 @@ def build(recipe: str, shape: int | Sequence[int], **options: Any) -> Model:
         if name not in row.defaults:
             reason = f"the recipe {recipe!r} has no option {name!r}" if name in known else f"there is no option {name!r}"
             raise ConfigError(f"{reason}; its options are {', '.join(row.defaults)}")
+        if isinstance(row.defaults[name], str) and not isinstance(given[name], Hashable):
+            raise ConfigError(f"{name} must be one name, such as {row.defaults[name]!r}, was {given[name]!r}")
     chosen = {**row.defaults, **given}
     for name, (what, values) in NEEDS.items():
         if name in given and what in chosen and chosen[what] not in values:

@@ -387,6 +387,8 @@ REFUSED_OPTIONS = [
     (lambda n: conditionals.Normal(n, 2, per="pixel"), "per must be one of network, dimension, shared"),
     (lambda n: conditionals.Normal(n, 2, link="tanh"), "link must be one of identity, sigmoid"),
     (lambda n: conditionals.Normal(n, 2, minimum=0.0), "minimum must be above 0"),
+    (lambda n: conditionals.MultivariateNormal(n, 2, minimum=math.nan), "minimum must be above 0 and finite, was nan"),
+    (lambda n: conditionals.Poisson(n, 2, minimum=-1.0), "minimum must be above 0 and finite, was -1.0"),
     (lambda n: conditionals.MultivariateNormal(n, (2, 2)), "an event with one axis"),
     (lambda n: conditionals.MultivariateNormal(n, 2, scale="relu"), "scale must be"),
     (lambda n: conditionals.Categorical(n, 2, levels=1), "levels must be at least 2"),

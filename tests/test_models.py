@@ -322,7 +322,7 @@ REFUSED = [
     ),
     (
         lambda: VAE(priors.Categorical(2, 3), conditionals.Categorical(MLP(3), 2, 4), bernoulli(), gradient=gradients.Score()),
-        "the posterior Levels draws values that are impossible under the prior Levels",
+        "the posterior Levels draws values that are impossible under the prior Categorical",
     ),
     (lambda: VAE(priors.Bernoulli(2), bernoulli(EVENT, LATENT), bernoulli()), "'pathwise' needs .* gradients that fit: score"),
     (
@@ -351,6 +351,8 @@ REFUSED = [
     (lambda: Autoencoder(NoEvent(), bernoulli(), tied=True), "tied weights need conditionals of xhat"),
     (lambda: priors.Bernoulli(2, probs=1.0), "probs must be between 0 and 1"),
     (lambda: priors.Poisson(2, rate=0.0), "rate must be above 0"),
+    (lambda: priors.Poisson(2, rate=math.inf), "rate must be above 0 and finite, was inf"),
+    (lambda: priors.VampPrior(2, 4, bounds=(0.0, math.inf)), "bounds must be two finite numbers"),
     (lambda: xhat.build("gan", 4), "recipe must be one of autoencoder, denoising, stacked, vae, .*was 'gan'"),
     (lambda: xhat.build(["vae"], 4), "recipe must be one of autoencoder, .*was \\[.vae.\\]"),
     (lambda: xhat.build("vae", 4, posterior=["flow"]), "posterior must be one name, such as .normal., was \\[.flow.\\]"),
@@ -476,7 +478,9 @@ def test_priors_are_normalised_and_follow_the_dtype(prior):
         axis = base.enumerate_support()[:, 0] if base.has_enumerate_support else torch.arange(60.0, dtype=F64)
         total = p.log_prob(torch.cartesian_prod(axis, axis)).exp().sum()
     elif isinstance(prior, priors.Uniform):
-        total = p.log_prob(torch.full((2,), 0.3, dtype=F64)).exp()
+        values = torch.tensor([[0.0, 1.0], [0.3, 0.3], [1.0, 0.5]], dtype=F64)
+        assert (p.log_prob(values) == 0).all()  # the ends too, which a continuous Bernoulli posterior does draw
+        total = p.log_prob(values)[1].exp()
     else:
         axis = torch.linspace(-9, 9, 181, dtype=F64)
         total = p.log_prob(torch.cartesian_prod(axis, axis)).exp().sum() * 0.01

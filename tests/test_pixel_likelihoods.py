@@ -57,6 +57,18 @@ def made(law: OnGrid, values: list[Tensor]) -> OnGrid:
     return type(law)(*values, levels=law.levels)
 
 
+@pytest.mark.parametrize(("alpha", "beta"), [(1e-3, 1e-3), (1e-4, 3e-4), (1e-5, 1e-5), (0.5, 2.0), (300.0, 7.0)])
+def test_beta_binomial_draws_follow_the_law_down_to_the_smallest_parameters(alpha, beta):
+    law = BetaBinomial(torch.tensor(alpha), torch.tensor(beta))
+    drawn = law.sample((20_000,))
+    for values, expected, variance in (
+        (drawn, law.mean, law.variance),
+        ((drawn == 0).float(), *(lambda p: (p, p * (1 - p)))(law.log_prob(torch.tensor(0.0)).exp())),
+        (((drawn > 0) & (drawn < 1)).float(), *(lambda p: (p, p * (1 - p)))(law.log_prob(law.values[1:-1]).exp().sum())),
+    ):
+        assert (values.mean() - expected).abs() < 4.5 * (variance / len(drawn)).sqrt() + 1e-4
+
+
 # Masses
 
 

@@ -21,6 +21,12 @@ TRANSFORMS = ("softplus", "exp")
 LARGEST_EXPONENT = 30.0  # e^30 is far beyond any scale of standardised data and far from float32's overflow
 
 
+def check_minimum(minimum: object) -> None:
+    """Refuse a lower bound of a positive parameter that is not itself a positive number."""
+    if not isinstance(minimum, int | float) or not 0 < minimum < math.inf:
+        raise ConfigError(f"minimum must be above 0 and finite, was {minimum!r}")
+
+
 def positive(raw: Tensor, transform: str = "softplus", minimum: float = 1e-4) -> Tensor:
     r"""A positive parameter from an unbounded one: ``minimum + softplus(raw)`` or ``minimum + exp(raw)``.
 

@@ -12,7 +12,7 @@ from torch.distributions import OneHotCategorical as TorchOneHotCategorical
 from torch.distributions import Poisson as TorchPoisson
 
 from xhat import distributions
-from xhat.conditionals.base import Conditional, positive
+from xhat.conditionals.base import Conditional, check_minimum, positive
 from xhat.distributions.grid import Grid
 from xhat.errors import ConfigError
 
@@ -156,6 +156,7 @@ class Poisson(Conditional):
     remedy = "Poisson is a law of counts, so use likelihood='normal' for real values"
 
     def __init__(self, network: nn.Module, event: int | Sequence[int], scale: str = "softplus", minimum: float = 1e-6) -> None:
+        check_minimum(minimum)
         super().__init__(network, event, parameters=1)
         positive(torch.zeros(()), scale, minimum)  # refuses an unknown transform here rather than at the first batch
         self.transform, self.minimum = scale, minimum

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
 from xhat import distributions
-from xhat.conditionals.base import TRANSFORMS, Conditional, positive
+from xhat.conditionals.base import TRANSFORMS, Conditional, check_minimum, positive
 from xhat.conditionals.normal import GAIN
 from xhat.distributions.grid import Grid
 from xhat.errors import ConfigError, whole_number
@@ -21,8 +21,7 @@ WIDTH = 0.3  # the standard deviation that a law starts with, close to that of t
 
 def _check(levels: int, minimum: float) -> None:
     whole_number("levels", levels, 2)
-    if not 0 < minimum < math.inf:
-        raise ConfigError(f"minimum must be above 0 and finite, was {minimum}")
+    check_minimum(minimum)
 
 
 def _check_transform(scale: str | float) -> None:
@@ -113,7 +112,8 @@ class LogisticMixture(Conditional):
               - \varsigma\left(\frac{y_j - h - \mu_{ij}}{s_{ij}}\right) \right], \qquad h = \frac{1}{2(L - 1)}
 
     The first and the last level get what lies beyond them. Where the network says 0, the components have equal weights and stand
-    evenly over [0, 1], wide enough to overlap: all levels start about equally likely, and no two components start the same.
+    evenly over [0, 1], wide enough to overlap: the inner levels start about equally likely, the two at the ends likelier (for the
+    tails beyond them), and no two components start the same.
 
     Args:
         network: from the context to features.

@@ -9,7 +9,7 @@ from torch.distributions import Distribution, Independent, constraints
 from torch.distributions import Normal as TorchNormal
 
 from xhat import distributions
-from xhat.conditionals.base import TRANSFORMS, Conditional, positive
+from xhat.conditionals.base import TRANSFORMS, Conditional, check_minimum, positive
 from xhat.errors import ConfigError, whole_number
 from xhat.networks.invertible import invertible_layers
 
@@ -73,8 +73,7 @@ class Flow(Conditional):
             raise ConfigError(f"kind must be one of {', '.join(KINDS)}, was {kind!r}")
         if scale not in TRANSFORMS:
             raise ConfigError(f"scale must be one of {', '.join(TRANSFORMS)}, was {scale!r}")
-        if not 0 < minimum < float("inf"):
-            raise ConfigError(f"minimum must be above 0, or the density is not bounded, and finite; was {minimum}")
+        check_minimum(minimum)
         if context != 0:
             whole_number("context", context)
         size = int(shape[0])

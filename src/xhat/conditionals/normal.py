@@ -12,7 +12,7 @@ from torch.distributions import MultivariateNormal as TorchMultivariateNormal
 from torch.distributions import Normal as TorchNormal
 
 from xhat import distributions
-from xhat.conditionals.base import TRANSFORMS, Conditional, positive
+from xhat.conditionals.base import TRANSFORMS, Conditional, check_minimum, positive
 from xhat.errors import ConfigError
 
 LINKS = ("identity", "sigmoid")
@@ -70,8 +70,7 @@ class Normal(Conditional):
             raise ConfigError(f"per must be one of network, dimension, shared, was {per!r}")
         if (isinstance(scale, int | float) and not 0 < scale < math.inf) or (not fixed and scale not in TRANSFORMS):
             raise ConfigError(f"scale must be one of {', '.join(TRANSFORMS)} or a positive number, was {scale!r}")
-        if not 0 < minimum < math.inf:
-            raise ConfigError(f"minimum must be above 0, or the density is not bounded, and finite; was {minimum}")
+        check_minimum(minimum)
         _check_link(link)
         super().__init__(network, event, parameters=2 if per == "network" and not fixed else 1)
         self.transform, self.per, self.link, self.minimum = scale, "fixed" if fixed else per, link, minimum
@@ -125,6 +124,7 @@ class MultivariateNormal(Conditional):
             raise ConfigError(f"a full covariance needs an event with one axis, was {shape}: use Normal instead")
         if scale not in TRANSFORMS:
             raise ConfigError(f"scale must be one of {', '.join(TRANSFORMS)}, was {scale!r}")
+        check_minimum(minimum)
         size = int(shape[0])
         super().__init__(network, shape, parameters=(size + size * (size + 1) // 2,))
         self.transform, self.minimum = scale, minimum

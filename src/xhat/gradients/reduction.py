@@ -124,14 +124,21 @@ class LogMeanExp(Reduction):
         return (self(values) - baseline).expand_as(values)
 
     def leave_one_out(self, values: Tensor) -> Tensor:
-        count = values.shape[0]
-        others = (values.sum(0, keepdim=True) - values) / (count - 1)
-        own = torch.eye(count, dtype=torch.bool, device=values.device).reshape(count, count, *(1,) * (values.ndim - 1))
-        replaced = torch.where(own, others.unsqueeze(1), values.unsqueeze(0))
-        return self(values) - (replaced.logsumexp(1) - math.log(count))
+        return _without_own(self, values)
+
+
+def _without_own(bound: Reduction, values: Tensor) -> Tensor:
+    """What each sample's value adds to the bound, beside the mean of the others' values in its place; ``(S, *batch)``."""
+    count = values.shape[0]
+    own = torch.eye(count, dtype=torch.bool, device=values.device).reshape(count, count, *(1,) * (values.ndim - 1))
+    each = values.unsqueeze(1).expand(count, *values.shape)
+    others = torch.where(own, 0.0, each).sum(0) / (count - 1)  # no difference: of a value -inf it would be no number
+    baseline = bound(torch.where(own, others, each))
+    return bound(values) - torch.where(baseline > -math.inf, baseline, 0.0)  # 0 where all the others are impossible
 
 
 _MEAN, _LOG_MEAN_EXP = Mean(), LogMeanExp()
+LARGEST_ORDER = 1e6
 
 
 class Renyi(Reduction):
@@ -139,10 +146,12 @@ class Renyi(Reduction):
 
     .. math:: R_\alpha = \frac{1}{1-\alpha} \log \frac1S \sum_i e^{(1-\alpha) f_i}
 
-    It falls as α rises: the log-mean-exp for α = 0, the mean for α = 1 (the limit).
+    It falls as α rises: the log-mean-exp for α = 0, the mean for α = 1 (the limit). Near α = 1, where that quotient would cancel,
+    it is made as the mean and what is above it,
+    :math:`\bar f + \frac{1}{1-\alpha} \log \big(1 + \frac1S \sum_i (e^{(1-\alpha)(f_i - \bar f)} - 1)\big)`.
 
     Args:
-        alpha: α, any finite number.
+        alpha: α, a number from -1e6 to 1e6.
 
     Raises:
         ConfigError: it is not one.
@@ -156,21 +165,26 @@ class Renyi(Reduction):
     name = "renyi"
 
     def __init__(self, alpha: float) -> None:
-        if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
-            raise ConfigError(f"alpha must be a finite number, was {alpha!r}: use 0 for IWAE, 1 for the ELBO")
+        if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not abs(alpha) <= LARGEST_ORDER:
+            limits = f"-{LARGEST_ORDER:.0f} to {LARGEST_ORDER:.0f}"
+            raise ConfigError(f"alpha must be a number from {limits}, was {alpha!r}: use 0 for IWAE, 1 for the ELBO")
         self.alpha = float(alpha)
         self.form = Form(alpha=self.alpha)
 
     def __call__(self, values: Tensor) -> Tensor:
-        power = 1 - self.alpha
-        return _LOG_MEAN_EXP(power * values) / power if power else values.mean(0)
+        power, mean = 1 - self.alpha, values.mean(0)
+        if not power:
+            return mean
+        off = power * (values - mean)
+        near = off.abs().amax(0) < 1  # not where a value is infinite
+        rest = torch.where(near, off, 0.0).expm1().mean(0).log1p() / power
+        return torch.where(near, mean + rest, _LOG_MEAN_EXP(power * values) / power)
 
     def signal(self, values: Tensor, baseline: Tensor | float) -> Tensor:
         return (self(values) - baseline).expand_as(values) if self.alpha != 1 else _MEAN.signal(values, baseline)
 
     def leave_one_out(self, values: Tensor) -> Tensor:
-        power = 1 - self.alpha
-        return _LOG_MEAN_EXP.leave_one_out(power * values) / power if power else _MEAN.leave_one_out(values)
+        return _without_own(self, values) if self.alpha != 1 else _MEAN.leave_one_out(values)
 
 
 class Blend(Reduction):

@@ -75,13 +75,13 @@ class Renyi(Objective):
     Gradients that serve it are IWAE's.
 
     Args:
-        alpha: α, any finite number.
+        alpha: α, a number from -1e6 to 1e6.
         samples: K, draws of z for each example.
 
     Shapes: ``loss`` and every measure ``(B,)``, in nats.
 
     Raises:
-        ConfigError: ``alpha`` is no finite number, or ``samples`` no whole number of at least 1. A gradient that serves no
+        ConfigError: ``alpha`` is no such number, or ``samples`` no whole number of at least 1. A gradient that serves no
             multi-sample bound, such as ``stl``, is refused when the model is put together.
 
     Source: Li & Turner (Rényi divergence variational inference, 2016).

@@ -84,7 +84,9 @@ class Info(Objective):
     The aggregate posterior q(z) is the average of q(z|x) over the examples: with α = 1, the Wasserstein autoencoder with an MMD
     penalty of weight λ, no single posterior has to look like the prior, so that z may hold as much about x as it will. The MMD is
     the unbiased U-statistic (:func:`xhat.objectives.info.squared_mmd`) of the batch's draws and as many of the prior: the loss of
-    an example depends on the others. It is no number of nats, and neither is a loss with it.
+    an example depends on the others. The examples stand for the population that they are drawn from; for the N examples
+    themselves the statistic is too small by what two draws of one example are more alike, over N. It is no number of nats, and
+    neither is a loss with it.
 
     Args:
         alpha: α, at most 1; below 0 the KL weighs more than in a bound.

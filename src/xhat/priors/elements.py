@@ -12,7 +12,6 @@ from torch.distributions import Distribution
 from torch.distributions import Normal as TorchNormal
 from torch.distributions import OneHotCategorical as TorchOneHotCategorical
 from torch.distributions import Poisson as TorchPoisson
-from torch.distributions import Uniform as TorchUniform
 
 from xhat import distributions
 from xhat.errors import ConfigError
@@ -111,8 +110,8 @@ class Poisson(Prior):
 
     def __init__(self, event: int | Sequence[int], rate: float = 1.0) -> None:
         super().__init__(event)
-        if not rate > 0:
-            raise ConfigError(f"rate must be above 0, was {rate}")
+        if not 0 < rate < math.inf:
+            raise ConfigError(f"rate must be above 0 and finite, was {rate}")
         self.rate = rate
 
     def element(self) -> Distribution:
@@ -120,11 +119,13 @@ class Poisson(Prior):
 
 
 class Uniform(Prior):
-    """Uniform on [0, 1] in each element, the prior that goes with a continuous Bernoulli posterior.
+    """Uniform on [0, 1], both ends included, in each element: the prior that goes with a continuous Bernoulli posterior.
+
+    In float32 such a posterior does draw 1 itself, where ``torch.distributions.Uniform`` has no density.
 
     >>> Uniform(3)().log_prob(torch.full((3,), 0.5))
     tensor(0.)
     """
 
     def element(self) -> Distribution:
-        return TorchUniform(self.zeros, self.zeros + 1, validate_args=False)
+        return distributions.ContinuousBernoulli(self.zeros, validate_args=False)

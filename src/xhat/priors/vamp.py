@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,8 +67,8 @@ class VampPrior(Part, nn.Module):
         self.in_shape = as_shape(inputs, "inputs")
         whole_number("components", components)
         self.components = components
-        if bounds is not None and (len(bounds) != 2 or not bounds[0] < bounds[1]):
-            raise ConfigError(f"bounds must be two numbers, the lower one first, such as (0, 1), were {bounds!r}")
+        if bounds is not None and (len(bounds) != 2 or not -math.inf < bounds[0] < bounds[1] < math.inf):
+            raise ConfigError(f"bounds must be two finite numbers, the lower one first, such as (0, 1), were {bounds!r}")
         self.bounds = None if bounds is None else (float(bounds[0]), float(bounds[1]))
         shape = (components, *self.in_shape)
         self.inputs = nn.Parameter(torch.randn(shape) if self.bounds is None else self._within(torch.rand(shape)))

@@ -64,8 +64,8 @@ def try_out(model: Model, x: Tensor) -> None:
             model.objective.fits(model.posterior(x), model.prior())
         if not _covers(p, q):
             raise ConfigError(
-                f"the posterior {law_name(q)} draws values that are impossible under the prior {type(model.prior).__name__}, so the KL "
-                "between them is infinite: use a prior of the posterior's kind"
+                f"the posterior {law_name(q)} draws values that are impossible under the prior {type(model.prior).__name__}, so "
+                "the KL between them is infinite: use a prior of the posterior's kind"
             )
 
 

@@ -177,7 +177,7 @@ def bounds() -> None:
     for steps in (2, 5, 15, 50):
         found = xhat.log_likelihood(model, x, samples=chains, method="annealed", steps=steps, leapfrog=leapfrog)
         off = Measure(float(found.log_px.mean()) - exact, float(found.stderr.square().sum().sqrt()) / len(x))
-        annealed.append((chains * ((steps - 1) * (leapfrog + 1) + 1), off))
+        annealed.append((chains * ((steps - 1) * (leapfrog + 2) + 1), off))
         print(f"annealed, {chains} chains, {steps} steps: {annealed[-1][0]} decodings, {told(off, 3)}", flush=True)
     _draw_bounds(draws, curves, annealed)
 
@@ -255,12 +255,14 @@ def posteriors() -> None:
     ladder = {"latents": (12, 4), "direction": "ladder", "beta_warmup": 30.0}
     models["two layers, ladder, `beta_warmup=30`"] = trained(60, "hierarchical-vae", **ladder)
     torch.manual_seed(1)
-    first = xhat.log_likelihood(base, x, samples=1000).log_px
+    first = torch.zeros(0)
     print("\n| model | weights | ELBO | log p(x), K = 1000 | more than the first row |\n|---|---:|---:|---:|---:|")
     for name, model in models.items():
         with torch.no_grad():
             elbo = float(model.elbo(x, samples=100).mean())
         log_px = xhat.log_likelihood(model, x, samples=1000).log_px
+        if model is base:
+            first = log_px
         more = "" if model is base else told(measure(log_px - first))
         weights = sum(p.numel() for p in model.parameters())
         print(f"| {name} |" + f" {weights:,} | {elbo:.2f} | {float(log_px.mean()):.2f} | {more} |".replace("-", "−"), flush=True)

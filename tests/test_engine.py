@@ -14,13 +14,14 @@ import catalogue
 import xhat
 from xhat import VAE, conditionals, objectives, priors
 from xhat.data import Examples
+from xhat.distributions.unvalidated import unvalidated
 from xhat.errors import ConfigError, TrainingError
 from xhat.models.base import Model
 from xhat.networks import MLP, products
 from xhat.networks.precision import reduced
 from xhat.networks.products import WORTH, linear
 from xhat.training.choice import COMPILATION, engine_for, saving
-from xhat.training.engine import Compiled, Eager, Engine, unvalidated
+from xhat.training.engine import Compiled, Eager, Engine
 from xhat.training.graphs import WARM, Graphs
 from xhat.training.loop import Loop
 from xhat.training.optimizer import Optimizer

@@ -504,6 +504,50 @@ def test_the_amortisation_gap_is_measured_where_it_is_asked_for():
         xhat.evaluate(model, x, samples=5, refine_steps=-1)
 
 
+def test_how_far_an_estimate_is_too_low_is_told_and_does_not_shrink_with_more_examples():
+    model = vae("normal", "bernoulli")
+    few = examples(model, 50)
+    torch.manual_seed(0)
+    errors = torch.stack([xhat.log_likelihood(model, few, samples=50).stderr for _ in range(20)])
+    once, often = (xhat.evaluate(model, x, samples=50) for x in (few, few.repeat(20, 1)))
+    for result in (once, often):
+        assert result.log_likelihood_shortfall == pytest.approx(0.5 * float(errors.square().mean()), rel=0.3)
+    assert often.log_likelihood_mc_stderr < 0.3 * once.log_likelihood_mc_stderr
+    assert f"too low by about {once.log_likelihood_shortfall:.4f} or more" in str(once)
+    assert "too low" not in str(xhat.evaluate(model, few, samples=1))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_not_finite_is_told_put_down_and_read_back():
+    model = vae("normal", "normal")
+    x = examples(model, 10)
+    x[3] = 3e22
+    result = xhat.evaluate(model, x, samples=3)
+    assert result.elbo.value == -math.inf
+    assert any("the mean ELBO is -inf" in finding for finding in result.findings)
+    held = json.loads(json.dumps(result.as_dict(), allow_nan=False))
+    again = Evaluation.from_dict(held)
+    assert again.elbo.value == -math.inf
+    assert str(again) == str(result)
+
+
+def test_the_noise_of_a_mean_without_a_formula_makes_no_unit_active():
+    class Wide(nn.Module):
+        """A posterior that is the same for every x, without a formula for its mean."""
+
+        event = (4,)
+
+        def forward(self, x):
+            layers = [td.AffineTransform(torch.zeros(len(x), 4), 2.0)]
+            law = td.TransformedDistribution(td.Normal(torch.zeros(len(x), 4), 1.0), layers)
+            return td.Independent(law, 1)
+
+    model = VAE(priors.StandardNormal(4), Wide(), conditionals.Bernoulli(MLP(4), 6))
+    x = (torch.rand(400, 6) < 0.5).float()
+    assert xhat.evaluate(model, x, samples=2).active_units == 0
+    assert xhat.anatomy(model, x, samples=1).active_units == 0
+
+
 def test_what_an_older_version_put_down_is_read():
     model = vae("normal", "bernoulli")
     result = xhat.evaluate(model, examples(model, 10), samples=5)

@@ -517,6 +517,47 @@ def test_a_method_that_a_model_has_no_use_for_is_refused_and_not_ignored():
         xhat.evaluate(plain, torch.zeros(5, 4), method="annealed")
 
 
+@pytest.mark.parametrize("option", [{"steps": 5}, {"leapfrog": 3}, {"start": "prior"}])
+@pytest.mark.parametrize("measure", [log_likelihood, xhat.evaluate])
+def test_options_of_annealing_are_refused_for_other_methods(measure, option):
+    (name,) = option
+    with pytest.raises(ConfigError, match=f"{name} is an option of method='annealed', but the method is 'importance'"):
+        measure(easy(), torch.zeros(5, 4, dtype=F64), samples=3, **option)
+
+
+class Counts(nn.Module):
+    """A likelihood of one's own, whose law checks its arguments as torch's laws do unless they are told otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.event = (4,)
+        self.rate = nn.Linear(2, 4)
+
+    def forward(self, z: Tensor) -> td.Distribution:
+        return td.Independent(td.Poisson((8 * self.rate(z)).exp()), 1)
+
+
+@pytest.mark.parametrize("start", ["posterior", "prior"])
+def test_a_trajectory_that_leaves_a_law_of_ones_own_is_refused_and_stops_nothing(start):
+    model = VAE(priors.StandardNormal(2), conditionals.Normal(MLP(4), 2), Counts())
+    x = torch.poisson(torch.full((6, 4), 3.0))
+    found = log_likelihood(model, x, samples=8, method="annealed", steps=10, leapfrog=5, start=start)
+    assert found.log_px.isfinite().all()
+    assert td.Distribution._validate_args
+    with pytest.raises(ValueError, match="rate"):
+        td.Poisson(torch.tensor(math.nan))
+
+
+@pytest.mark.parametrize("sampling", ["shared", "local"])
+def test_the_standard_error_is_calibrated_where_weights_are_random_too(sampling):
+    model = bayesian(easy(), sampling=sampling, initial_scale=0.1)
+    x = 0.3 * torch.randn(5, 4, dtype=F64)
+    runs = [log_likelihood(model, x, samples=60) for _ in range(150)]
+    spread = torch.stack([run.log_px for run in runs]).var(0).mean().sqrt()
+    said = torch.stack([run.stderr for run in runs]).square().mean().sqrt()
+    assert 0.75 < spread / said < 1.33
+
+
 # The sandwich
 
 

@@ -14,10 +14,10 @@ from torch import distributions as td
 import xhat
 from catalogue import F64, bits, examples, from_recipe
 from xhat import VAE, conditionals, gradients, objectives, priors
+from xhat.distributions.unvalidated import unvalidated
 from xhat.errors import ConfigError
 from xhat.networks import MLP
 from xhat.objectives import ELBO, IWAE
-from xhat.training.engine import unvalidated
 
 X = torch.tensor([[0.9, -1.4, 0.3], [-0.2, 0.8, 2.0]], dtype=F64)
 BITS = bits(3)[[1, 4, 7]]

@@ -16,12 +16,12 @@ from torch import distributions as td
 import xhat
 from catalogue import F64, bits
 from xhat import VAE, conditionals, gradients, objectives, priors
+from xhat.distributions.unvalidated import unvalidated
 from xhat.errors import ConfigError
 from xhat.gradients import LogMeanExp, LogWeight, Mean, expectation
 from xhat.gradients.reduction import Blend, Grouped, Reduction, Renyi
 from xhat.networks import MLP
 from xhat.objectives import CIWAE, ELBO, IWAE, MIWAE, PIWAE, Objective
-from xhat.training.engine import unvalidated
 
 X = torch.tensor([[0.9, -1.4, 0.3], [-0.2, 0.8, 2.0]], dtype=F64)
 

@@ -88,6 +88,28 @@ def report(tmp_path: Path, data, recipe: str, about=None, **options) -> tuple[Pa
     return place, Page(text), text
 
 
+@pytest.mark.parametrize(("options", "words"), [({"method": "exact"}, "exact"), ({"method": "annealed", "steps": 2}, "annealed")])
+def test_the_report_says_how_log_px_was_found(options, words):
+    model = xhat.build("vae", shape=(3,), latent=2, hidden=[], likelihood="normal")
+    rows = {row.name: row for row in measures(xhat.evaluate(model, torch.randn(20, 3), samples=4, **options))}
+    assert words in rows["log p(x)"].about
+    assert ("draws of z per example" in rows) == (words == "annealed")
+    assert ("lower bound" in rows["log p(x)"].about) == (words == "annealed")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_report_of_what_is_not_finite_leaves_its_pictures_out(tmp_path):
+    values = torch.randn(90, 3)
+    data = xhat.load_data(values)
+    data.test.tensor()[0] = 3e22
+    model = xhat.build("vae", shape=(3,), latent=2, hidden=[4])
+    x = data.test.tensor().clone()
+    x[0] = 3e22
+    held = xhat.evaluate(model, x, samples=3)
+    assert held.elbo.value == -float("inf")
+    assert bound_parts(Subject(model, data, held)) is None
+
+
 def check_self_contained(page: Page, text: str) -> None:
     assert not re.search(r"https?://", text)
     assert "@import" not in text

@@ -47,6 +47,11 @@ def dynamic() -> Split:
     return Split(data.train, data.valid, data.test.tensor())
 
 
+def mean_pixels() -> Tensor:
+    """The mean of the training images, from 0 to 1: how often the dynamic binarisation makes each pixel 1."""
+    return xhat.load_data(str(folder() / "mnist"), valid=1000).train.tensor().mean(0)
+
+
 def grey() -> Split:
     """The 256 grey levels k/255: 54,000, 6,000 and 10,000 images."""
     data = xhat.load_data(str(folder() / "mnist"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks.tables.datasets import SHAPE
+import torch
+from benchmarks.tables.datasets import SHAPE, mean_pixels
+from torch import nn
 
 import xhat
 from xhat import conditionals, gradients, objectives, priors
@@ -29,20 +31,37 @@ def one_layer(
     )
 
 
-def two_layers(objective: xhat.objectives.Objective | None = None) -> xhat.VAE:
-    """Burda et al.'s: 784-200-200-100-100-100-50 upwards, the same downwards, tanh, every σ = exp(·)."""
+def two_layers(objective: xhat.objectives.Objective | None = None, ladder: bool = False) -> xhat.VAE:
+    """Burda et al.'s: 784-200-200-100-100-100-50 upwards, the same downwards, tanh, every σ = exp(·); or a ladder upwards."""
 
-    def normal(size: int, hidden: tuple[int, ...], latent: int) -> conditionals.Normal:
+    def normal(size: int | tuple[int, ...], hidden: tuple[int, ...], latent: int) -> conditionals.Normal:
         return conditionals.Normal(MLP(size, hidden, "tanh"), latent, scale="exp", minimum=TINY)
 
-    first = conditionals.Normal(MLP(SHAPE, (200, 200), "tanh"), 100, scale="exp", minimum=TINY)
-    posterior = conditionals.Chain(first, normal(100, (100, 100), 50))
+    first, event = normal(SHAPE, (200, 200), 100), (150,)
     return xhat.VAE(
         priors.Chain(priors.StandardNormal(50), normal(50, (100, 100), 100)),
-        posterior,
-        conditionals.Bernoulli(Take(MLP(100, (200, 200), "tanh"), posterior.event), SHAPE),
+        conditionals.Ladder([first, normal(200, (100, 100), 50)])
+        if ladder
+        else conditionals.Chain(first, normal(100, (100, 100), 50)),
+        conditionals.Bernoulli(Take(MLP(100, (200, 200), "tanh"), event), SHAPE),
         objectives.ELBO() if objective is None else objective,
     )
+
+
+def begun(model: xhat.VAE) -> xhat.VAE:
+    """The model with the weights that Burda et al.'s published code begins with.
+
+    Those of Glorot & Bengio (2010), biases of 0, and the decoder's last bias at the log odds of the mean training image. With
+    torch's own, the tanh decoder learns that image first, saturates on the way, and two layers take many epochs to recover.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    for layer in layers:
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    last = [layer for layer in model.likelihood.modules() if isinstance(layer, nn.Linear)][-1]
+    with torch.no_grad():
+        last.bias.copy_(mean_pixels().clamp(0.001, 0.999).logit().flatten())
+    return model
 
 
 def gated(prior: str = "standard", warmup: float = 0.0) -> xhat.VAE:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.tables.datasets import DATA, ROOT
+from benchmarks.tables.datasets import DATA, ROOT, folder
 from benchmarks.tables.study import Figures, Study, Variant
 
 import xhat
@@ -35,6 +35,7 @@ def do(study: Study, length: str, parts: list[str] | None = None, train_only: bo
     ``parts`` names variants, all unless given; ``anew`` forgets the row's figures and models first.
     """
     if anew:
+        folder()  # without the data nothing is forgotten
         result_file(study, length).unlink(missing_ok=True)
         shutil.rmtree(RUNS / study.name / length, ignore_errors=True)
     held = _held(result_file(study, length))
@@ -120,22 +121,22 @@ def _compare(held: dict[str, Any], places: list[Path], beside: dict[str, Any]) -
 
 def _trained(study: Study, variant: Variant, length: str, seed: int, split: Any) -> tuple[xhat.Model, float | None]:
     """The trained model, from an earlier call if there was one, and how long its training took."""
-    folder = RUNS / study.name / length / f"{variant.name}-{seed}".replace("/", " of ")
-    done = folder / "seconds.json"
+    place = RUNS / study.name / length / f"{variant.name}-{seed}".replace("/", " of ")
+    done = place / "seconds.json"
     if done.is_file():
-        return xhat.load(folder / "model.safetensors"), json.loads(done.read_text())
+        return xhat.load(place / "model.safetensors"), json.loads(done.read_text())
     settings: Mapping[str, Any] = variant.cpu if length == "cpu" else variant.full
     began = time.perf_counter()
     torch.manual_seed(seed)
     if variant.trained is not None:
         model = variant.trained(settings, split, seed)
-        folder.mkdir(parents=True, exist_ok=True)
-        xhat.save(model, folder / "model.safetensors")
+        place.mkdir(parents=True, exist_ok=True)
+        xhat.save(model, place / "model.safetensors")
     else:
         model = (variant.build_full or variant.build)() if length == "full" else variant.build()
-        resume = (folder / "checkpoints").is_dir()
+        resume = (place / "checkpoints").is_dir()
         given = {} if resume else {**settings, "seed": seed}
-        if xhat.fit(model, split.train, split.valid, out=folder, resume=resume, **given).interrupted:
+        if xhat.fit(model, split.train, split.valid, out=place, resume=resume, **given).interrupted:
             raise SystemExit(f"interrupted: the same command goes on with {study.name}, {variant.name}")
     seconds = time.perf_counter() - began
     done.write_text(json.dumps(seconds))

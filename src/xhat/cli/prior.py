@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,7 +63,11 @@ def fit_prior(
     fitted = fit(model, data.train, kind, components=components, valid=data.valid, seed=seed)
     new = RunFolder(place)
     new.start(fitted, folder.settings(), {}, overwrite)
-    held = {**folder.config(), "prior": {"of": str(run), "kind": kind}, "model": specification(fitted)}
+    first = folder.config()
+    commands = [first["command"]] if "command" in first else []
+    commands.append(shlex.join(["xhat", *sys.argv[1:]]))
+    told = {"prior": {"of": str(run), "kind": kind}, "model": specification(fitted), "command": "\n".join(commands)}
+    held = {**first, **told}
     write_bytes(new.config_file, (json.dumps(held, indent=2) + "\n").encode())
     new.cut_rows(folder.rows())
     new.save_model(fitted)

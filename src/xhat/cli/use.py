@@ -28,9 +28,9 @@ def evaluate(
     *,
     samples: int | None = None,
     method: str = "importance",
-    steps: int = 100,
-    leapfrog: int = 10,
-    start: str = "posterior",
+    steps: int | None = None,
+    leapfrog: int | None = None,
+    start: str | None = None,
     refine: int = 0,
     data: str | None = None,
     split: str = "test",
@@ -58,11 +58,11 @@ def evaluate(
         How log p(x) is found: importance, annealed (dear, and trustworthy where the effective sample size is small), or exact
         (linear Normal models and small discrete codes).
     steps
-        Laws that annealing goes through from the start to the posterior.
+        Laws that annealing goes through from the start to the posterior, 100 unless given.
     leapfrog
-        Steps of each of its trajectories.
+        Steps of each of its trajectories, 10 unless given.
     start
-        Where its chains start: posterior or prior.
+        Where its chains start: posterior, unless given, or prior.
     refine
         Steps that refine the posterior of each of up to 500 examples, which gives the amortisation gap; 0 leaves it out.
     data
@@ -89,7 +89,7 @@ def evaluate(
         shift = _scaling(told["scaling"]).log_jacobian
         print(f"densities are of standardised values; add {shift:.4f} nats for the density in the data's own units")
     place = folder.path / "evaluation.json"
-    held = {"data": data or split, "limit": limit, "seed": seed, **result.as_dict()}
+    held = {"source": data, "split": None if data else split, "limit": limit, "seed": seed, **result.as_dict()}
     if first():
         write_bytes(place, (json.dumps(held, indent=2) + "\n").encode())
     print(f"written to {place}")
@@ -326,7 +326,8 @@ def _held_evaluation(folder: RunFolder) -> Evaluation | None:
         return None
     try:
         held = json.loads(place.read_text())
-        return Evaluation.from_dict(held) if held["data"] == "test" and held.get("limit") is None else None
+        own = held.get("split") == "test" and held.get("limit") is None
+        return Evaluation.from_dict(held) if own else None
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{place} is damaged ({error}): write it again with xhat evaluate {folder.path}") from error
 

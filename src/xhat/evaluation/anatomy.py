@@ -18,7 +18,7 @@ from xhat.errors import whole_number
 from xhat.evaluation.evidence import ELEMENTS, block_size
 from xhat.evaluation.result import Dimension, Measure, coordinate, measure
 from xhat.heap import kept_heap
-from xhat.models.base import Model, centre, quiet
+from xhat.models.base import Model, centre_and_off, quiet
 
 MOST = 5000  # examples: every draw is weighed by the posteriors of all of them
 ACTIVE = 0.01  # variance of the posterior mean over examples, above which a unit counts as active (Burda et al. 2016)
@@ -184,17 +184,21 @@ class _Terms(NamedTuple):
 def take_apart(model: Model, examples: Examples, samples: int) -> Anatomy:
     """The same of examples that are checked, with draws from torch's global generator."""
     size = block_size(model)
-    laws, means, parts = [], [], []
+    laws, means, offs, parts = [], [], [], []
     with quiet(model):
         for block in examples.batches(size):
             laws.append(model.posterior(model.given(block)))
-            means.append(centre(laws[-1]).detach().flatten(1).double())
+            mean, off = (each.detach().flatten(1).double() for each in centre_and_off(laws[-1]))
+            means.append(mean)
+            offs.append(off)
         for block, law in zip(examples.batches(size), laws, strict=True):
             terms = _terms(model, model.given(block), law, laws, len(examples), samples)
             parts.append(_Terms(*(term.detach().double().mean(0) for term in terms)))
         reason = _reason(laws[0], model.prior())
     terms = _Terms(*(torch.cat(column) for column in zip(*parts, strict=True)))
-    return _anatomy(terms, torch.cat(means), widths(laws[0]), samples, reason)
+    mean, off = torch.cat(means), torch.cat(offs)
+    variance = mean.var(0) - off.var(0) if len(mean) > 1 else torch.zeros_like(mean[0])
+    return _anatomy(terms, variance, widths(laws[0]), samples, reason)
 
 
 def _terms(model: Model, x: Tensor, law: Distribution, laws: Iterable[Distribution], count: int, samples: int) -> _Terms:
@@ -256,8 +260,7 @@ def _reason(q: Distribution, p: Distribution) -> str:
     return ""
 
 
-def _anatomy(terms: _Terms, means: Tensor, variables: tuple[int, ...], samples: int, reason: str) -> Anatomy:
-    variance = means.var(0) if len(means) > 1 else torch.zeros_like(means[0])
+def _anatomy(terms: _Terms, variance: Tensor, variables: tuple[int, ...], samples: int, reason: str) -> Anatomy:
     spread = [float(each.sum()) for each in variance.split(variables)]
     kl = terms.posterior - terms.prior
     single, priors = terms.aggregates.shape[1] > 0, terms.priors.shape[1] > 0
@@ -269,7 +272,7 @@ def _anatomy(terms: _Terms, means: Tensor, variables: tuple[int, ...], samples: 
         order = sorted(range(len(information)), key=lambda j: -information[j])
         dimensions = tuple(Dimension(j, worth[j], information[j], spread[j], spread[j] > ACTIVE) for j in order)
     return Anatomy(
-        examples=len(means),
+        examples=len(kl),
         samples=samples,
         elbo=measure(terms.reconstruction - kl),
         reconstruction=measure(terms.reconstruction),

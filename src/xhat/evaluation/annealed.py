@@ -10,6 +10,7 @@ from torch.distributions import Distribution, MixtureSameFamily, constraints
 
 from xhat.distributions import Chain
 from xhat.distributions.support import split
+from xhat.distributions.unvalidated import unvalidated
 from xhat.errors import ConfigError, whole_number
 from xhat.evaluation.hmc import ACCEPTED, Move, move
 from xhat.models.base import Model
@@ -105,7 +106,8 @@ class Path:
             joint, s = self._joint(z), self.s.log_prob(z)
             return s + beta * (joint - s)
 
-        return move(density, z, size, self.spread, self.leapfrog)
+        with unvalidated():  # a trajectory may leave for where a law has no parameters, and is refused there
+            return move(density, z, size, self.spread, self.leapfrog)
 
     def _joint(self, z: Tensor) -> Tensor:
         return self.model.likelihood(z).log_prob(self.x) + self.prior.log_prob(z)

@@ -16,6 +16,13 @@ SMALL_ESS = 10.0
 def findings(model: Model, result: Evaluation) -> list[str]:
     """Sentences about collapsed dimensions, σ at its bound, what so few draws or examples cannot show, and overfitting."""
     found = []
+    told = {"ELBO": result.elbo, "log p(x)": result.log_likelihood, "squared error": result.squared_error}
+    for name, mean in told.items():
+        if mean is not None and not math.isfinite(mean.value):
+            found.append(
+                f"the mean {name} is {mean.value}: some example is impossible under the model, or its numbers are too large for "
+                "it; find it with xhat.log_likelihood, and prepare these data as the training data were"
+            )
     if result.kl_per_dimension is not None:
         dead = sum(kl < COLLAPSED for kl in result.kl_per_dimension)
         if dead == result.latent:
@@ -33,8 +40,8 @@ def findings(model: Model, result: Evaluation) -> list[str]:
     if information is not None and count is not None and near_ceiling(information.value, count):
         found.append(
             f"the mutual information, {information.value:.2f} nats, is close to the most that {count} examples can show "
-            f"(log {count} = {math.log(count):.2f}): the true one is at least so large, and the marginal KL (total correlation "
-            "included) at most as large as it seems; give more examples"
+            f"(log {count} = {math.log(count):.2f}): the true one is at least so large, the marginal KL and those of single "
+            "dimensions are at most as large as they seem, and the total correlation may be off either way; give more examples"
         )
     bound = model.likelihood.minimum if isinstance(model.likelihood, Normal) and model.likelihood.per != "fixed" else None
     if bound is not None and result.likelihood_scale is not None and result.likelihood_scale < 1.05 * bound:

@@ -21,7 +21,8 @@ from xhat.evaluation.refinement import check_refinable, refine_examples
 from xhat.evaluation.result import Dimension, Evaluation, Measure, measure, measure_of, measured
 from xhat.evaluation.spread import Spread
 from xhat.heap import kept_heap
-from xhat.models.base import Model, centre, quiet
+from xhat.models.base import Model, centre, centre_and_off, quiet
+from xhat.networks.bayesian_models import shares_weights
 from xhat.objectives.reconstruction import squared_error
 from xhat.ranks import joined
 
@@ -38,6 +39,7 @@ class _Batch(NamedTuple):
     """What is seen of a batch of examples, each ``(B, …)``; empty where the model has no such thing."""
 
     means: Tensor
+    offs: Tensor
     error: Tensor
     corrupted: Tensor
     denoised: Tensor
@@ -51,6 +53,7 @@ class _Pass(NamedTuple):
     """What one pass over the data collects: of each number of a batch its moments over all examples."""
 
     means: Moments
+    offs: Moments
     error: Moments
     corrupted: Moments
     denoised: Moments
@@ -61,10 +64,11 @@ class _Pass(NamedTuple):
 
 
 class _Evidence(NamedTuple):
-    """The same of the evidence, and the sum of its squared Monte Carlo errors."""
+    """The same of the evidence, and the sums of its Monte Carlo errors and of their squares."""
 
     log_px: Moments
     ess: Moments
+    errors: float
     squared_errors: float
 
 
@@ -77,9 +81,9 @@ def evaluate(
     train: Any = None,
     refine_steps: int = 0,
     method: str = "importance",
-    steps: int = 100,
-    leapfrog: int = 10,
-    start: str = "posterior",
+    steps: int | None = None,
+    leapfrog: int | None = None,
+    start: str | None = None,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
@@ -94,9 +98,9 @@ def evaluate(
         refine_steps: so many steps refine the posterior of each of up to 500 examples, to see what an encoder for all of them
             costs (:func:`xhat.refine`); 0 leaves that out, which takes long.
         method: how log p(x) is found, ``"importance"``, ``"annealed"`` or ``"exact"`` (:func:`xhat.log_likelihood`).
-        steps: laws that annealing goes through.
-        leapfrog: steps of each of its trajectories.
-        start: where its chains start, ``"posterior"`` or ``"prior"``.
+        steps: laws that annealing goes through, 100 unless given.
+        leapfrog: steps of each of its trajectories, 10 unless given.
+        start: where its chains start, ``"posterior"`` unless given, or ``"prior"``.
         seed: of the draws; the caller's random numbers are left alone.
         progress: called with the number of examples after each batch.
 
@@ -108,7 +112,7 @@ def evaluate(
     Raises:
         DataError: x has another shape, or values outside the likelihood's support.
         ConfigError: samples is below 1; refine_steps is negative, or given for a posterior that cannot be refined; a
-            method is asked for that the model has no likelihood for.
+            method is asked for that the model has no likelihood for, or an option of another method.
 
     >>> import torch, xhat
     >>> model = xhat.build("vae", shape=(4,), latent=2, hidden=[8], likelihood="bernoulli")
@@ -164,22 +168,22 @@ def _collect(model: Model, spread: Spread, samples: int) -> _Pass:
 def _evidence(
     model: Model, spread: Spread, samples: int, way: Sampler | None, progress: Callable[[int], None] | None
 ) -> _Evidence:
-    log_px, ess, squared = Moments(), Moments(), torch.zeros(1, dtype=torch.float64)
+    log_px, ess, sums = Moments(), Moments(), torch.zeros(2, dtype=torch.float64)
     for found in evidence_by_batches(model, spread.examples, samples, spread=spread, progress=progress, way=way):
         log_px.add(found.log_px)
         ess.add(found.ess)
-        squared += found.stderr.square().sum()
+        sums += torch.stack([found.stderr.sum(), found.stderr.square().sum()])
     if spread.parted:
         for moments in (log_px, ess):
             moments.together(spread.ranks)
-        spread.ranks.add([squared])
-    return _Evidence(log_px, ess, float(squared))
+        spread.ranks.add([sums])
+    return _Evidence(log_px, ess, *sums.tolist())
 
 
 def _collect_block(model: Model, x: Tensor, samples: int) -> _Batch:
     none = x.new_zeros(0)
     q = model.posterior(x)
-    mean = centre(q)
+    mean, off = centre_and_off(q)
     law = model.likelihood(mean)
     corrupted = denoised = elbo = kl = dimensions = none
     if model.corruption is not None:
@@ -199,7 +203,9 @@ def _collect_block(model: Model, x: Tensor, samples: int) -> _Batch:
     base = getattr(law, "base_dist", law)
     learned = isinstance(base, torch.distributions.Normal) and model.has_bound
     scale = base.scale.flatten(1).amin(1) if learned else none
-    return _Batch(mean.flatten(1), squared_error(centre(law), x), corrupted, denoised, elbo, kl, dimensions, scale)
+    return _Batch(
+        mean.flatten(1), off.flatten(1), squared_error(centre(law), x), corrupted, denoised, elbo, kl, dimensions, scale
+    )
 
 
 def _elbo(model: Model, x: Tensor, samples: int) -> Tensor:
@@ -242,9 +248,9 @@ def _refined(model: Model, examples: Examples, result: Evaluation, steps: int, s
     return result._replace(amortisation_gap=measure(gap), refined_examples=len(part), refined_steps=steps)
 
 
-def _active(means: Moments, variables: tuple[int, ...]) -> int:
-    """How many variables have a posterior mean that varies, from the moments of ``(numbers,)`` means."""
-    spread = means.variance.split(variables)
+def _active(means: Moments, offs: Moments, variables: tuple[int, ...]) -> int:
+    """How many variables have a posterior mean that varies, from the moments of ``(numbers,)`` means and of their noise."""
+    spread = (means.variance - offs.variance).split(variables)
     return sum(float(each.sum()) > ACTIVE for each in spread)
 
 
@@ -252,7 +258,11 @@ def _summary(
     model: Model, examples: Examples, samples: int, seen: _Pass, evidence: _Evidence | None, train: Measure | None
 ) -> Evaluation:
     log_px = None if evidence is None else measure_of(evidence.log_px)
-    doubt = None if evidence is None else math.sqrt(evidence.squared_errors) / len(examples)
+    doubt = shortfall = None
+    if evidence is not None:
+        # Of weights that all examples share the errors may all be in the same direction.
+        doubt = (evidence.errors if shares_weights(model) else math.sqrt(evidence.squared_errors)) / len(examples)
+        shortfall = evidence.squared_errors / (2 * len(examples))
     variables = model.variables
     return Evaluation(
         examples=len(examples),
@@ -260,6 +270,7 @@ def _summary(
         elbo=measured(seen.elbo),
         log_likelihood=log_px,
         log_likelihood_mc_stderr=doubt,
+        log_likelihood_shortfall=shortfall,
         ess=None if evidence is None or math.isinf(evidence.ess.lowest) else float(evidence.ess.mean),
         ess_smallest=None if evidence is None or math.isinf(evidence.ess.lowest) else evidence.ess.lowest,
         bits_per_dimension=None if log_px is None else bits_per_dimension(model, log_px.value),
@@ -268,7 +279,7 @@ def _summary(
         corrupted_error=measured(seen.corrupted),
         denoised_error=measured(seen.denoised),
         kl_per_dimension=tuple(seen.dimensions.mean.tolist()) if seen.dimensions.count else None,
-        active_units=_active(seen.means, variables) if len(examples) > 1 else 0,
+        active_units=_active(seen.means, seen.offs, variables) if len(examples) > 1 else 0,
         latent=len(variables),
         train_elbo=train,
         likelihood_scale=seen.scale.lowest if seen.scale.count else None,

@@ -19,6 +19,7 @@ from xhat.evaluation.spread import Spread
 from xhat.evaluation.weights import Evidence, averaged, exactly
 from xhat.heap import kept_heap
 from xhat.models.base import Model, quiet
+from xhat.networks.bayesian_models import shares_weights
 from xhat.ranks import Ranks, joined
 
 __all__ = [
@@ -52,9 +53,9 @@ def log_likelihood(
     samples: int = 500,
     *,
     method: str = "importance",
-    steps: int = 100,
-    leapfrog: int = 10,
-    start: str = "posterior",
+    steps: int | None = None,
+    leapfrog: int | None = None,
+    start: str | None = None,
     batch: int = BATCH,
     elements: int = ELEMENTS,
     progress: Callable[[int], None] | None = None,
@@ -67,7 +68,8 @@ def log_likelihood(
               w_k = \frac{p(x|z_k)\, p(z_k)}{q(z_k|x)}, \quad z_k \sim q(z|x) .
 
     ``"annealed"``: the same mean over K chains, each of which goes from its start to the posterior through laws in between;
-    closer where importance sampling rests on a few draws, and about ``steps · (leapfrog + 1)`` times as dear a draw. See
+    closer where importance sampling rests on a few draws. A chain takes about ``steps · (leapfrog + 2)`` decodings, most of them
+    with a derivative, and the search for the step sizes as many as 16 chains more. See
     :class:`~xhat.evaluation.annealed.Annealing`.
 
     ``"exact"``: no draws at all, for a linear Normal model with a standard Normal prior, and for codes of at most 2¹⁶ values.
@@ -80,17 +82,21 @@ def log_likelihood(
         x: examples, ``(N, *event_shape)``; streamed ones are read batch by batch.
         samples: K, draws or chains for each example.
         method: ``"importance"``, ``"annealed"`` or ``"exact"``.
-        steps: of annealing, the number of laws from the start to the posterior; 1 is importance sampling from the start.
-        leapfrog: of annealing, steps of each Hamiltonian trajectory.
-        start: of annealing, ``"posterior"`` (q(z|x)) or ``"prior"`` (p(z)).
+        steps: of annealing, the number of laws from the start to the posterior, 100 unless given; 1 is importance sampling from
+            the start.
+        leapfrog: of annealing, steps of each Hamiltonian trajectory, 10 unless given.
+        start: of annealing, ``"posterior"`` (q(z|x), unless given) or ``"prior"`` (p(z)).
         batch: examples at once.
         elements: numbers that the likelihood makes at once, over examples, draws and its parameters: what bounds the memory.
         progress: called with the number of examples after each batch.
 
     Of several processes (torchrun) each takes a part, and all get the whole result; so all must call it.
 
+    A draw of z is a draw of random weights, too. Layers with ``sampling="shared"`` have one for all examples of a batch, so they
+    are called once for each of the K draws, and the errors of different examples are not independent.
+
     Raises:
-        ConfigError: the model has no prior; samples is below 1; or the method does not serve the model.
+        ConfigError: the model has no prior; samples is below 1; the method does not serve the model, or has no such option.
         DataError: x has another shape, or values outside the likelihood's support.
 
     Source: Burda, Grosse & Salakhutdinov (2016); annealing: Neal (2001), Wu et al. (2017); the linear model: Tipping & Bishop
@@ -127,17 +133,20 @@ def log_likelihood(
         return Evidence(*found.unbind(1))
 
 
-def way_of(method: str, steps: int = 100, leapfrog: int = 10, start: str = "posterior") -> Sampler | None:
+def way_of(method: str, steps: int | None = None, leapfrog: int | None = None, start: str | None = None) -> Sampler | None:
     """The method of that name, with the options of :func:`log_likelihood`; None is the exact one, which draws nothing.
 
     Raises:
-        ConfigError: an unknown method or start, or a number below 1.
+        ConfigError: an unknown method or start, a number below 1, or an option of annealing for another method.
     """
     if method not in METHODS:
         raise ConfigError(f"method must be one of {', '.join(METHODS)}, was {method!r}")
-    annealing = Annealing(steps, leapfrog, start)  # which refuses what makes no sense, asked for or not
+    options = {"steps": steps, "leapfrog": leapfrog, "start": start}
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     if method == "annealed":
-        return annealing
+        return Annealing(**given)
+    for name in given:
+        raise ConfigError(f"{name} is an option of method='annealed', but the method is {method!r}: leave it out")
     return IMPORTANCE if method == "importance" else None
 
 
@@ -176,7 +185,7 @@ def _by_blocks(
             if way is None:
                 found = exactly(exact_log_px(model, given, elements))
             else:
-                chunk = max(1, elements // (len(given) * model.numbers))
+                chunk = 1 if shares_weights(model) else max(1, elements // (len(given) * model.numbers))
                 found = averaged(way.begin(model, given, chunk), given, samples, chunk, spread, number)
         if progress is not None:
             progress(len(block) * (spread.ranks.world if spread.parted else 1))

@@ -54,7 +54,8 @@ class Evaluation(NamedTuple):
         samples: K of the log-likelihood: draws of z, or chains.
         elbo: the evidence lower bound; None without a prior, as the next six are.
         log_likelihood: log p(x), by ``method``.
-        log_likelihood_mc_stderr: how far sampling z alone puts the mean of log p(x) in doubt.
+        log_likelihood_mc_stderr: the standard error that sampling z alone gives the mean of log p(x). It shrinks with the number
+            of examples, as the next does not.
         ess: effective sample size, mean over examples; None also of the exact value, as is the next.
         ess_smallest: its smallest value.
         bits_per_dimension: of the log-likelihood; None also where the likelihood is a density.
@@ -81,6 +82,8 @@ class Evaluation(NamedTuple):
         refined_examples: on how many examples.
         refined_steps: in how many steps.
         method: how log p(x) was found, "importance", "annealed" or "exact".
+        log_likelihood_shortfall: about how far the mean of log p(x) is too low, for the logarithm of an average is: half the mean
+            of the examples' squared standard errors, to which those of weights that were never met do not add.
     """
 
     examples: int
@@ -112,6 +115,7 @@ class Evaluation(NamedTuple):
     refined_examples: int | None = None
     refined_steps: int | None = None
     method: str | None = None
+    log_likelihood_shortfall: float | None = None
 
     def __str__(self) -> str:
         rows = [("examples", f"{self.examples}")]
@@ -144,8 +148,11 @@ class Evaluation(NamedTuple):
         if self.method == "exact":
             return [("log p(x), nats, exact", str(self.log_likelihood))]
         how = f"{self.samples} annealed chains" if self.method == "annealed" else f"K = {self.samples}"
+        doubt = f"sampling z: ± {self.log_likelihood_mc_stderr:.4f}"
+        if self.log_likelihood_shortfall is not None and math.isfinite(self.log_likelihood_shortfall):
+            doubt += f", and too low by about {self.log_likelihood_shortfall:.4f} or more"
         return [
-            (f"log p(x), nats, {how}", f"{self.log_likelihood} (sampling z: {self.log_likelihood_mc_stderr:.4f})"),
+            (f"log p(x), nats, {how}", f"{self.log_likelihood} ({doubt})"),
             ("effective sample size", f"{self.ess:.1f} (smallest {self.ess_smallest:.1f}) of {self.samples}"),
         ]
 
@@ -168,11 +175,8 @@ class Evaluation(NamedTuple):
         return rows
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for a JSON file; a standard error that there is none of is null."""
-        held = {name: _plain(value) for name, value in self._asdict().items()}
-        if self.dimensions is not None:
-            held["dimensions"] = [_plain(dimension) for dimension in self.dimensions]
-        return held
+        """Plain data for a JSON file; a standard error that there is none of is null, other numbers that are not finite words."""
+        return {name: _plain(value) for name, value in self._asdict().items()}
 
     @classmethod
     def from_dict(cls, held: dict[str, Any]) -> Evaluation:
@@ -180,21 +184,31 @@ class Evaluation(NamedTuple):
         values: dict[str, Any] = {name: held.get(name) if name in cls._field_defaults else held[name] for name in cls._fields}
         for name, value in values.items():
             if isinstance(value, dict):
-                values[name] = Measure(value["value"], math.nan if value["stderr"] is None else value["stderr"])
+                values[name] = Measure(*(_number(math.nan if value[part] is None else value[part]) for part in Measure._fields))
             elif name == "dimensions" and value is not None:
-                values[name] = tuple(Dimension(**each) for each in value)
+                values[name] = tuple(Dimension(**{part: _number(each[part]) for part in each}) for each in value)
             elif isinstance(value, list):
-                values[name] = tuple(value)
+                values[name] = tuple(_number(each) for each in value)
+            else:
+                values[name] = _number(value)
         if values["log_likelihood"] is not None and values["log_likelihood_mc_stderr"] is None:
             values["log_likelihood_mc_stderr"] = math.nan
         return cls(**values)
 
 
 def _plain(value: Any) -> Any:
-    """A measure or a dimension as a dictionary, a number that is not finite as None, anything else as it is."""
+    """A measure or a dimension as a dictionary, a number that is not finite as a word, anything else as it is."""
     if isinstance(value, Measure | Dimension):
-        return {part: _plain(number) for part, number in value._asdict().items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        held = {part: _plain(number) for part, number in value._asdict().items()}
+        return held | {"stderr": None} if held.get("stderr") == "nan" else held
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: Any) -> Any:
+    """The number that :func:`_plain` put down as a word, anything else as it is."""
+    return float(value) if value in ("nan", "inf", "-inf") else value
 
 
 def measure(values: Tensor) -> Measure:

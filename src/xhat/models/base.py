@@ -291,11 +291,32 @@ def quiet(model: nn.Module) -> Iterator[None]:
 
 
 def centre(law: Distribution) -> Tensor:
-    """A law's mean; where it has no formula for one (a flow, say), the average of 256 draws that are always the same."""
+    """A law's mean; where it has no formula for one (a flow, say), the average of 256 draws from a seed of its own."""
+    first, second = _halves(law)
+    return first if first is second else (first + second) / 2
+
+
+def centre_and_off(law: Distribution) -> tuple[Tensor, Tensor]:
+    """The same, and half the difference of the two halves of the draws; of a formula it is 0.
+
+    The draws' noise is in both with the same variance: that of the mean over examples, less that of the other, is the variance
+    of the true means.
+    """
+    first, second = _halves(law)
+    return first if first is second else (first + second) / 2, (first - second) / 2
+
+
+def _halves(law: Distribution) -> tuple[Tensor, Tensor]:
+    """Two averages of 128 independent draws, or twice the mean itself."""
     try:
-        return law.mean
+        mean = law.mean
     except NotImplementedError:
         pass
+    else:
+        return mean, mean
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return law.average(centre) if isinstance(law, JointLaw) else law.sample((256,)).mean(0)
+        if isinstance(law, JointLaw):
+            return law.average(centre, 128), law.average(centre, 128)
+        first, second = law.sample((256,)).chunk(2)
+        return first.mean(0), second.mean(0)

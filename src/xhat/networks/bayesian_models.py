@@ -166,6 +166,12 @@ def is_bayesian(model: nn.Module) -> bool:
     return any(isinstance(module, BayesianLayer) for module in model.modules())
 
 
+def shares_weights(model: nn.Module) -> bool:
+    """Whether any layer takes one draw of its weights for a whole batch."""
+    layers = (module for module in model.modules() if isinstance(module, BayesianLayer))
+    return any(layer.sampling == "shared" and not layer.at_mean for layer in layers)
+
+
 def kl(model: nn.Module) -> Tensor:
     r"""The exact :math:`KL(q(w) \| p(w))` of all random weights of a model, ``()``, in nats.
 

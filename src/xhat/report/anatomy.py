@@ -20,6 +20,12 @@ LIGHT = "#a9c8e2"  # of the blue
 _MANY = 24  # latent dimensions, above which bars are not numbered
 
 
+def found_by(result: Evaluation) -> str:
+    """How log p(x) was found, as the end of a sentence."""
+    ways = {"exact": "exact", "annealed": f"by annealed importance sampling with {result.samples} chains"}
+    return ways.get(result.method or "", f"by importance sampling with {result.samples} draws")
+
+
 class _Step(NamedTuple):
     """A line of a waterfall: a level, or a part that leads from one level to the next."""
 
@@ -49,7 +55,8 @@ def bound_parts(subject: Subject) -> Figured | None:
     if result.mutual_information is not None and near_ceiling(result.mutual_information.value, result.anatomy_examples or 1):
         caption += (
             f" So many examples cannot show more mutual information than {math.log(result.anatomy_examples or 1):.2f} nats: "
-            "its bar may be too short, and what follows it too long."
+            "its bar may be too short, that of KL(q(z) ‖ p(z)) or of the dimensions too long, and the total correlation off "
+            "either way."
         )
     keys = [Key(BLUE, "mutual information", "square"), Key(AMBER, "mismatch with the prior", "square")]
     up = _up(result)
@@ -61,7 +68,7 @@ def bound_parts(subject: Subject) -> Figured | None:
         )
         caption += (
             f" The amortisation gap is that of {result.refined_steps} steps on {result.refined_examples:,} examples; log p(x) is "
-            "importance-sampled. Either picture has draws of its own, so that their bounds differ a little."
+            f"{found_by(result)}. Either picture has draws of its own, so that their bounds differ a little."
         )
         keys.append(Key(GREY, "gap to log p(x)", "square"))
     return Figured("anatomy", "Anatomy", "Anatomy of the bound", how, panels, caption, "single", tuple(keys))
@@ -70,6 +77,8 @@ def bound_parts(subject: Subject) -> Figured | None:
 def _down(result: Evaluation) -> list[_Step]:
     """E log p(x|z), the parts of the KL, and the bound that they leave."""
     if result.reconstruction is None or result.mutual_information is None or result.marginal_kl is None:
+        return []
+    if not all(math.isfinite(part.value) for part in (result.reconstruction, result.mutual_information, result.marginal_kl)):
         return []
     parts = [("mutual information", result.mutual_information.value, BLUE)]
     if result.total_correlation is not None and result.dimension_wise_kl is not None:
@@ -91,6 +100,8 @@ def _up(result: Evaluation) -> list[_Step]:
         return []
     elbo, log_px = result.elbo.value, result.log_likelihood.value
     refined = elbo + result.amortisation_gap.value
+    if not (math.isfinite(refined) and math.isfinite(log_px)):
+        return []
     return [
         _Step("ELBO", elbo, elbo, INK),
         _Step("amortisation gap", elbo, refined, GREY),
@@ -134,9 +145,10 @@ def kl_bars(subject: Subject) -> Figured | None:
     """KL of each latent dimension, largest first, with the threshold of collapse, and how much of it is information on x."""
     result = subject.evaluation
     ranked = [each for each in result.dimensions or () if each.kl is not None]
-    if ranked:
+    if ranked and all(math.isfinite(each.kl or 0.0) and math.isfinite(each.information) for each in ranked):
         return _ranked(ranked, result)
-    return _plain(result.kl_per_dimension) if result.kl_per_dimension else None
+    kl = result.kl_per_dimension
+    return _plain(kl) if kl and all(math.isfinite(each) for each in kl) else None
 
 
 def _ranked(dimensions: list[Dimension], result: Evaluation) -> Figured:

@@ -13,6 +13,7 @@ from torch import nn
 
 from xhat import conditionals, priors
 from xhat.evaluation.evaluate import Evaluation, Measure
+from xhat.report.anatomy import found_by
 from xhat.report.subject import Subject
 
 _RECIPES = {
@@ -145,10 +146,15 @@ def cards(result: Evaluation) -> list[Card]:
 
 _ABOUT: dict[str, tuple[str, str, str]] = {
     "examples": ("test examples", "", "N"),
-    "samples": ("draws of z per example", "", "K, of the importance-sampled log p(x)"),
+    "samples": ("draws of z per example", "", "K, of log p(x); annealed chains where it was annealed"),
     "elbo": ("ELBO", "nats", "evidence lower bound"),
-    "log_likelihood": ("log p(x)", "nats", "importance-sampled with K draws; a lower bound in expectation"),
+    "log_likelihood": ("log p(x)", "nats", ""),
     "log_likelihood_mc_stderr": ("doubt of log p(x) from sampling z", "nats", "standard error of the mean, for these examples"),
+    "log_likelihood_shortfall": (
+        "shortfall of log p(x)",
+        "nats",
+        "about how far the mean is too low, or more: it does not shrink with more examples, only with K",
+    ),
     "ess": ("effective sample size, mean", "draws", "of K"),
     "ess_smallest": ("effective sample size, smallest", "draws", "of K"),
     "bits_per_dimension": ("bits per dimension", "bits", "−log p(x) / (ln 2 · dimensions)"),
@@ -172,13 +178,18 @@ _ABOUT: dict[str, tuple[str, str, str]] = {
 }
 
 
+_OF_DRAWS = ("samples", "log_likelihood_mc_stderr", "log_likelihood_shortfall")
+
+
 def measures(result: Evaluation) -> list[Row]:
     """The table of measures: every field that has a value, known here or not."""
     rows = []
     for field, value in result._asdict().items():
-        if field == "samples" and result.log_likelihood is None:
+        if field in _OF_DRAWS and (result.log_likelihood is None or result.method == "exact"):
             continue  # nothing was drawn
         name, unit, about = _ABOUT.get(field, (field.replace("_", " "), "", ""))
+        if field == "log_likelihood":
+            about = found_by(result) + ("" if result.method == "exact" else "; a lower bound in expectation")
         if isinstance(value, Measure):
             rows.append(Row(name, _number(*value), _number(value.stderr, value.stderr), unit, about))
         elif isinstance(value, int):

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import abc
-import contextlib
 import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
 from xhat.data import Examples
+from xhat.distributions.unvalidated import unvalidated
 from xhat.errors import ConfigError, XhatError
 from xhat.training.optimizer import Optimizer
 from xhat.training.program import Derived, Program
@@ -185,21 +184,6 @@ def compiled(program: Program, backend: str = "inductor") -> Callable[[Tensor], 
             return run(program, x)
 
     return call
-
-
-@contextlib.contextmanager
-def unvalidated() -> Iterator[None]:
-    """For the time of a block, torch's laws do not check their arguments; afterwards they do as they did before.
-
-    No traced program can check values. So ``torch.compile`` turns the checks off when it is first called, for the whole process
-    and for good, which is not ours to do to a user's other laws.
-    """
-    before = Distribution._validate_args
-    Distribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        Distribution.set_default_validate_args(before)
 
 
 def _watched(guards: Sequence[Any]) -> list[bool]:

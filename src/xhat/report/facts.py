@@ -184,7 +184,9 @@ _OF_DRAWS = ("samples", "log_likelihood_mc_stderr", "log_likelihood_shortfall")
 def measures(result: Evaluation) -> list[Row]:
     """The table of measures: every field that has a value, known here or not."""
     rows = []
-    for field, value in result._asdict().items():
+    held = result._asdict()
+    for field in [name for name in _ABOUT if name in held] + [name for name in held if name not in _ABOUT]:
+        value = held[field]
         if field in _OF_DRAWS and (result.log_likelihood is None or result.method == "exact"):
             continue  # nothing was drawn
         name, unit, about = _ABOUT.get(field, (field.replace("_", " "), "", ""))

@@ -55,7 +55,7 @@ class Evaluation(NamedTuple):
         elbo: the evidence lower bound; None without a prior, as the next six are.
         log_likelihood: log p(x), by ``method``.
         log_likelihood_mc_stderr: the standard error that sampling z alone gives the mean of log p(x). It shrinks with the number
-            of examples, as the next does not.
+            of examples, as ``log_likelihood_shortfall`` does not.
         ess: effective sample size, mean over examples; None also of the exact value, as is the next.
         ess_smallest: its smallest value.
         bits_per_dimension: of the log-likelihood; None also where the likelihood is a density.

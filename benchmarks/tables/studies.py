@@ -104,9 +104,9 @@ TWO_LAYERS = Study(
         ),
     ),
     notes=(
-        "In the authors' stages two layers come to lead with time: not yet after 13 epochs, by 0.8 nats after 121. The warm-up, with "
-        "larger batches, suits two layers and not one; so they are held against the best of one layer, too. With torch's own first "
-        "weights the tanh decoder saturates while it learns the mean image, and leaves most of the code idle.",
+        "In the authors' stages two layers come to lead with time: not yet after 13 epochs, by 0.8 nats after 121. The warm-up, "
+        "with larger batches, suits two layers and not one; so they are held against the best of one layer, too. With torch's own "
+        "first weights the tanh decoder saturates while it learns the mean image, and leaves most of the code idle.",
     ),
 )
 

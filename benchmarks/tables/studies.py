@@ -105,8 +105,8 @@ TWO_LAYERS = Study(
     ),
     notes=(
         "In the authors' stages two layers come to lead with time: not yet after 13 epochs, by 0.8 nats after 121. The warm-up, "
-        "with larger batches, suits two layers and not one; so they are held against the best of one layer, too. With torch's own "
-        "first weights the tanh decoder saturates while it learns the mean image, and leaves most of the code idle.",
+        "with larger batches, suits two layers and not one; so they are held against the best of one layer, too. With torch's "
+        "own first weights the tanh decoder saturates while it learns the mean image, and leaves most of the code idle.",
     ),
 )
 
@@ -244,8 +244,8 @@ THROUGHPUT = Study(
     measure=throughput,
     asked=(Asked("at least 10 × the throughput of get_nll", "× get_nll", "trained by xhat for 5 epochs", least=10.0),),
     notes=(
-        "More than half of xhat's time are the decoder's matrix products, which nothing but a coarser arithmetic would shorten; get_nll "
-        "does twice as many, for it encodes the image again for each 100 draws.",
+        "More than half of xhat's time are the decoder's matrix products, which nothing but a coarser arithmetic would "
+        "shorten; get_nll does twice as many, for it encodes the image again for each 100 draws.",
     ),
 )
 

@@ -252,7 +252,7 @@ def test_digits_from_data_to_reconstruction(ran: Ran) -> None:
     assert json.loads(Path("run/evaluation.json").read_text())["examples"] == 20
     command = json.loads(Path("run/config.json").read_text())["command"]
     ran("fit-prior", "run", "--components", "2", "--out", "fitted")
-    assert json.loads(Path("fitted/config.json").read_text())["command"].startswith(f"{command}\nxhat ")
+    assert json.loads(Path("fitted/config.json").read_text())["command"].startswith(f"{command}\nxhat")
     assert "squared error" in ran("reconstruct", "run", "--limit", "5", "--corrupt", "masking:0.5", "--out", "r.npz")
     assert set(np.load("r.npz")) == {"x", "corrupted", "x_hat"}
     same = [np.load("s.npy") for _ in range(2) if ran("sample", "run", "--n", "3", "--draw", "--seed", "4", "--out", "s.npy")]

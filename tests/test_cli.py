@@ -20,6 +20,8 @@ import torch
 from safetensors.torch import load_file
 
 from xhat.cli import main
+from xhat.cli.use import _held_evaluation
+from xhat.training.folder import RunFolder
 
 TINY = ("--epochs", "2", "--hidden", "8", "--latent", "2")
 COMMANDS = ("train", "evaluate", "sample", "encode", "decode", "reconstruct", "report", "gradients")
@@ -250,6 +252,12 @@ def test_digits_from_data_to_reconstruction(ran: Ran) -> None:
     assert len(said.splitlines()) <= 6
     assert "log p(x)" in ran("evaluate", "run", "--samples", "5", "--limit", "20")
     assert json.loads(Path("run/evaluation.json").read_text())["examples"] == 20
+    folder = RunFolder("run")
+    assert _held_evaluation(folder) is None  # of twenty examples only
+    ran("evaluate", "run", "--samples", "5")
+    assert _held_evaluation(folder).examples == 180
+    ran("evaluate", "run", "--samples", "5", "--data", "digits")
+    assert _held_evaluation(folder) is None  # other data are never taken for the run's own, whatever they are called
     command = json.loads(Path("run/config.json").read_text())["command"]
     ran("fit-prior", "run", "--components", "2", "--out", "fitted")
     assert json.loads(Path("fitted/config.json").read_text())["command"].startswith(f"{command}\nxhat")

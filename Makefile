@@ -24,7 +24,7 @@ ROWS =
 INSTALL = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL = help
-.PHONY: help install demo test bench tables lint format clean
+.PHONY: help install demo test bench guard tables lint format clean
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of"
@@ -45,6 +45,9 @@ test: lint ## install, check the style, the types and the floors, run every test
 
 bench: $(VENV)-bench/.installed ## install the libraries to compare with, measure the speed, write benchmarks/speed.md (20 minutes)
 	$(VENV)-bench/bin/python -m benchmarks.speed $(BENCH)
+
+guard: $(VENV)/.installed-dev ## is a step as quick as it was on this machine? (1 minute, idle please; the first time stores what it finds)
+	$(BIN)/python -m benchmarks.speed.guard
 
 tables: $(VENV)-bench/.installed ## train and measure the published tables' rows that are not there yet, write benchmarks/tables.md
 	$(VENV)-bench/bin/python -m benchmarks.tables $(ROWS)

@@ -2,12 +2,10 @@
 
 import ast
 import functools
-import os
 import re
 import shutil
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
@@ -21,8 +19,6 @@ SOURCES = sorted((ROOT / "src").rglob("*.py"))
 MACHINE = re.compile(r"(?<![\w.])/" + r"(?:work|root)/")
 PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib"}
 PICKLERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-
-HELP_SECONDS = 0.3
 
 
 def python(code: str) -> str:
@@ -167,17 +163,16 @@ print(sorted(name for name in sys.modules if name in {"sympy", "torch._dynamo", 
     assert python(code).splitlines()[-1] == "[]"
 
 
-def test_help_is_quick():
-    script = shutil.which("xhat", path=str(Path(sys.executable).parent))
-    command = [sys.executable, "-c", "from xhat.cli import main; main()"] if script is None else [script]
-    # As users have it: compiled to bytecode, by pip or by the first run, whatever this process was told
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        done = subprocess.run([*command, "--help"], capture_output=True, text=True, check=False, env=environment)
-        times.append(time.perf_counter() - start)
-        assert done.returncode == 0, done.stderr
-        if min(times) < HELP_SECONDS:
-            break
-    assert min(times) < HELP_SECONDS, f"the best of five took {min(times):.2f} s"
+def test_help_imports_nothing_that_takes_long():
+    """How long the help takes is measured by `make bench`; what would make it slow is seen here, on any machine."""
+    code = """
+import contextlib, io, sys
+from xhat.cli import main
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    main(["--help"])
+slow = {"torch", "numpy", "matplotlib", "sklearn", "pyarrow", "PIL", "optuna", "jinja2"}
+print(sorted(slow & set(sys.modules)), len(sys.modules))
+"""
+    heavy, count = python(code).splitlines()[-1].rsplit(" ", 1)
+    assert heavy == "[]"
+    assert int(count) < 700  # 470 with Python 3.11; torch alone brings a thousand

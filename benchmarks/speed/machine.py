@@ -23,20 +23,28 @@ def pin() -> int:
 
 def processor() -> str:
     """The processor's own name."""
+    return _first_processor().get("model name") or platform.processor() or platform.machine()
+
+
+def silicon() -> dict[str, Any]:
+    """Which processor this is, whatever it is sold as."""
+    held = _first_processor()
+    named = {key: held.get(name, "") for key, name in (("maker", "vendor_id"), ("family", "cpu family"), ("model", "model"))}
+    return {**named, "stepping": held.get("stepping", ""), "machine": platform.machine(), "instructions": _instructions()}
+
+
+def _first_processor() -> dict[str, str]:
+    """What Linux says of the first processor; empty elsewhere."""
     info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    first = info.read_text(encoding="utf-8", errors="replace").split("\n\n")[0] if info.is_file() else ""
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def _instructions() -> list[str]:
     """Those that decide how fast products are."""
-    info = Path("/proc/cpuinfo")
-    flags = next((line for line in info.read_text().splitlines() if line.startswith("flags")), "") if info.is_file() else ""
     wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
-    return [name for name in wanted if name in flags.split()]
+    return [name for name in wanted if name in _first_processor().get("flags", "").split()]
 
 
 def describe(cores: int) -> dict[str, Any]:

@@ -151,7 +151,7 @@ def start_verdict(name: str, start: dict[str, Any]) -> Verdict:
 
 
 def start_section(start: dict[str, Any], notes: dict[str, Any]) -> str:
-    judged = [(started.title, start_verdict(name, start)) for name, started in STARTS.items()]
+    judged = [(started.title, start_verdict(name, start)) for name, started in STARTS.items() if name in start]
     lines = [[title, v.asked, v.measured, str(v) if v.asked else ""] for title, v in judged]
     text = "## Start\n\nFresh processes, wall clock from the call to its end.\n\n"
     return text + table(["", "asked", "measured", ""], lines, right=4) + note(notes, "start", False) + "\n"
@@ -186,7 +186,7 @@ def page(results: dict[str, Any], notes: dict[str, Any]) -> str:
     rows = {name: row for name, row in ROWS.items() if name in results["rows"]}
     judged = [(row.title, v) for name, row in rows.items() for v in verdicts(row, results["rows"][name])]
     if "start" in results:
-        judged += [(STARTS[name].title, v) for name in STARTS if (v := start_verdict(name, results["start"])).asked]
+        judged += [(STARTS[name].title, v) for name in results["start"] if (v := start_verdict(name, results["start"])).asked]
     text = INTRODUCTION + "\n" + machine_line(results) + target_table(judged) + "\n"
     if rows:
         text += f"![Time of a step for each contender]({BARS})\n\n"

@@ -32,6 +32,7 @@ def _python(code: str) -> Callable[[str], list[str]]:
 
 
 STARTS: dict[str, Started] = {
+    "help": Started("`xhat --help`", lambda folder: [sys.executable, "-m", "xhat", "--help"], 0.3),
     "import": Started("`import xhat`", _python("import xhat"), 2.0),
     "import-all": Started(
         "`import xhat`, and every public name used", _python("import xhat\nfor name in xhat.__all__: getattr(xhat, name)"), 2.0

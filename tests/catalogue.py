@@ -17,7 +17,7 @@ from torch import distributions as td
 from torch.distributions import constraints
 
 from xhat import VAE, Autoencoder, build, conditionals, distributions, gradients, objectives, priors
-from xhat.conditionals import Conditional
+from xhat.conditionals import Headed
 from xhat.data import Corruption, Masking, NormalNoise, SaltAndPepper
 from xhat.distributions import Delta, is_discrete
 from xhat.distributions.grid import Grid
@@ -31,7 +31,7 @@ F64 = torch.float64
 
 # Conditionals: how to make one, on any small event with one axis.
 
-CONDITIONALS: dict[str, Callable[[nn.Module, Sequence[int]], Conditional]] = {
+CONDITIONALS: dict[str, Callable[[nn.Module, Sequence[int]], Headed]] = {
     "normal": lambda network, event: conditionals.Normal(network, event),
     "normal-exp": lambda network, event: conditionals.Normal(network, event, scale="exp"),
     "normal-fixed": lambda network, event: conditionals.Normal(network, event, scale=0.7),
@@ -53,7 +53,7 @@ CONDITIONALS: dict[str, Callable[[nn.Module, Sequence[int]], Conditional]] = {
 }
 
 
-def law_of(make: Callable[[nn.Module, Sequence[int]], Conditional]) -> td.Distribution:
+def law_of(make: Callable[[nn.Module, Sequence[int]], Headed]) -> td.Distribution:
     """A law that a row draws, to see of which kind it is."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         return make(MLP(2, []), (2,))(torch.zeros(1, 2))

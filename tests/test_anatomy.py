@@ -193,7 +193,7 @@ def test_examples_that_are_far_apart_are_told_apart():
     raw = torch.zeros(count, 2, 2, dtype=F64)
     raw[:, 0, 0] = 100.0 * torch.arange(count)  # the mean of the first dimension; the second says nothing
     raw[:, 1] = 1.0
-    model.posterior.raw = lambda x: raw[: len(x)]
+    model.posterior.raw = lambda x, *known: raw[: len(x)]
     parts = anatomy(model, torch.zeros(count, *EVENT))
     assert parts.mutual_information.value == pytest.approx(math.log(count), abs=1e-12)
     assert parts.ranking == [0, 1]

@@ -27,11 +27,11 @@ def _seed():
     torch.manual_seed(0)
 
 
-def make(name: str, context: int = 2, event: tuple[int, ...] = EVENT) -> conditionals.Conditional:
+def make(name: str, context: int = 2, event: tuple[int, ...] = EVENT) -> conditionals.Headed:
     return CONDITIONALS[name](MLP(context, [5], "tanh"), event).double()
 
 
-def raw_of(conditional: conditionals.Conditional, *batch: int, scale: float = 1.0) -> Tensor:
+def raw_of(conditional: conditionals.Headed, *batch: int, scale: float = 1.0) -> Tensor:
     return scale * torch.randn(*batch, *conditional.head.shape, dtype=F64)
 
 

@@ -12,7 +12,7 @@ from torch import distributions as td
 import xhat
 from catalogue import F64, bits, vae
 from xhat import VAE, conditionals, priors
-from xhat.data import as_examples
+from xhat.data import Batch, as_examples
 from xhat.errors import ConfigError
 from xhat.evaluation.annealed import Annealing, schedule
 from xhat.evaluation.evidence import _by_blocks, log_likelihood
@@ -64,7 +64,7 @@ def truth(model: VAE, x: Tensor) -> Tensor:
 
 def some(model: VAE, count: int) -> Tensor:
     """Examples of the model's own, as what evaluation hands on: float32 values."""
-    return simulated(model, count)[1].float().double()
+    return simulated(model, count)[1].x.float().double()
 
 
 def wide_code() -> VAE:
@@ -309,7 +309,7 @@ def test_the_mean_weight_is_p_of_x_whatever_the_number_of_steps(start, steps, st
     """Also with step sizes that are three times too long, of which many are refused."""
     model, x, known = curved()
     with torch.no_grad():
-        path = Annealing(steps, 3, start).path(model, x, 16)
+        path = Annealing(steps, 3, start).path(model, Batch(x), 16)
         path.sizes *= stretch
         ratio = path.forward(40_000)[:, 0].exp() / known
     assert abs(ratio.mean() - 1) < 4 * ratio.std() / math.sqrt(len(ratio))
@@ -322,13 +322,13 @@ def test_backwards_the_mean_of_one_over_the_weight_is_one_over_p_of_x(start, ste
     model = linear(size=2, latent=1)
     with torch.no_grad():
         model.posterior.head.linear.bias[1:] += 1.0  # wider than the posterior, or 1 / w had no variance
-    _, x = simulated(model, 1)
+    x = simulated(model, 1)[1].x
     weight, scale = model.likelihood.head.linear.weight.detach(), model.likelihood.scale(x[0]).detach()
     precision = 1 + (weight[:, 0] / scale).square().sum()
     loc = ((x[0] - model.likelihood.head.linear.bias.detach()) * weight[:, 0] / scale.square()).sum() / precision
     codes = (loc + torch.randn(20_000, 1, dtype=F64) / precision.sqrt())[:, None]  # exact draws from p(z|x)
     with torch.no_grad():
-        path = Annealing(steps, 3, start).path(model, x, 16)
+        path = Annealing(steps, 3, start).path(model, Batch(x), 16)
         path.sizes *= stretch
         log_w = path.reverse(codes)
     ratio = (truth(model, x) - log_w[:, 0]).exp()
@@ -374,7 +374,7 @@ def test_step_sizes_are_found_for_each_example_and_then_stand_still(start):
     model = linear(size=6, latent=3)
     x = some(model, 4)
     with torch.no_grad():
-        path = Annealing(40, 5, start).path(model, x, 16)
+        path = Annealing(40, 5, start).path(model, Batch(x), 16)
         held, z = path.sizes.clone(), path._drawn(400)
         shares = []
         for t in range(1, 40):
@@ -432,7 +432,7 @@ def test_a_chain_that_refuses_nothing_is_biased(monkeypatch):
     model, x, known = curved()
     monkeypatch.setattr("xhat.evaluation.hmc.torch.rand_like", torch.zeros_like)
     with torch.no_grad():
-        path = Annealing(5, 3, "prior").path(model, x, 16)
+        path = Annealing(5, 3, "prior").path(model, Batch(x), 16)
         path.sizes.fill_(2.0)
         ratio = path.forward(40_000)[:, 0].exp() / known
     assert abs(ratio.mean() - 1) > 8 * ratio.std() / math.sqrt(len(ratio))
@@ -566,10 +566,11 @@ def test_the_truth_lies_between_the_bounds_which_meet_with_more_steps(start):
     model = linear(size=5, latent=2)
     with torch.no_grad():
         model.posterior.head.linear.bias[2:] += 0.5
-    z, x = simulated(model, 200)
+    z, batch = simulated(model, 200)
+    x = batch.x
     known, gaps = truth(model, x), []
     for steps in (3, 30):
-        lower, upper, sampled = bounds(model, z, x, Annealing(steps, 4, start), chains=3, samples=20)
+        lower, upper, sampled = bounds(model, z, batch, Annealing(steps, 4, start), chains=3, samples=20)
         for below in (known - lower, known - sampled, upper - known):
             assert below.mean() > -4 * below.std() / math.sqrt(200)
         gaps.append((upper - lower).mean().item())

@@ -21,6 +21,7 @@ from proofs import within
 from test_objectives import X, exact, spread
 from xhat import conditionals, gradients, objectives, priors
 from xhat.conditionals import Bernoulli
+from xhat.data import Batch
 from xhat.distributions import Chain, Levels, relaxed_log_prob
 from xhat.errors import ConfigError
 from xhat.gradients import GRADIENTS, LogMeanExp, LogWeight, Mean, Pathwise, expectation
@@ -626,7 +627,7 @@ def test_a_sampled_bound_reports_true_values_and_has_its_gradient(law, name):
     estimator = GRADIENTS[name]()
     samples = estimator.usable(2)
     x = start.expand(count, -1).clone().requires_grad_()
-    terms = ELBO(beta=beta, kl="sampled", samples=samples)(make(estimator), x, TARGET.expand(count, 3))
+    terms = ELBO(beta=beta, kl="sampled", samples=samples)(make(estimator).pose(Batch(TARGET.expand(count, 3)), seen=x))
     fit, kl, slope = row_truth(law, beta)
     within(terms.measures["log_px_given_z"], fit)
     within(terms.measures["kl"], kl)
@@ -684,7 +685,7 @@ def test_several_discrete_layers_in_a_model_report_true_values(name):
     truth = (log_q.exp() * log_w).sum()
     (slope,) = torch.autograd.grad(truth, one)
     x = start.expand(count, 2).clone().requires_grad_()
-    terms = ELBO(samples=estimator.usable(2))(model, x, TARGET.expand(count, 3))
+    terms = ELBO(samples=estimator.usable(2))(model.pose(Batch(TARGET.expand(count, 3)), seen=x))
     within(terms.measures["elbo"], truth.detach())
     torch.testing.assert_close(-terms.loss.detach(), terms.measures["elbo"])
     within(torch.autograd.grad(-terms.loss.sum(), x)[0], slope)
@@ -694,7 +695,7 @@ def test_measures_do_not_choke_on_a_point_that_cannot_be_drawn():
     """An enumerated value of probability 0 adds nothing, though its log q is −∞."""
     model = one_hot_row(GRADIENTS["enumerate"]())
     x = numbers(0.4, -math.inf, 0.9).expand(3, 3).clone().requires_grad_()
-    terms = ELBO(kl="sampled")(model, x, TARGET.expand(3, 3))
+    terms = ELBO(kl="sampled")(model.pose(Batch(TARGET.expand(3, 3)), seen=x))
     assert all(value.isfinite().all() for value in terms.measures.values())
     assert terms.loss.isfinite().all()
 

@@ -19,7 +19,7 @@ from proofs import within
 from xhat import VAE, conditionals, distributions, gradients, objectives, priors
 from xhat.conditionals import Ladder
 from xhat.conditionals.ladder import merged
-from xhat.data import Examples
+from xhat.data import Batch, Examples
 from xhat.distributions import widths
 from xhat.errors import ConfigError
 from xhat.models.base import Model, centre
@@ -87,7 +87,7 @@ def test_the_bounds_of_a_linear_model_rise_to_its_exact_evidence(latents, direct
         found = xhat.log_likelihood(model, X, samples=20_000)
         assert ((found.log_px - exact).abs() <= 4.5 * found.stderr + 1e-4).all()
         wide = X[:1].expand(1500, 3)
-        elbo, iwae, more = (objectives.IWAE(k)(model, wide, wide).measures["iwae"] for k in (1, 10, 200))
+        elbo, iwae, more = (objectives.IWAE(k)(model.pose(Batch(wide))).measures["iwae"] for k in (1, 10, 200))
         errors = [bound.std() / math.sqrt(len(wide)) for bound in (elbo, iwae, more)]
         assert elbo.mean() + 4.5 * errors[0] < iwae.mean() < more.mean() < exact[0] + 4.5 * errors[2]
         assert exact[0] - more.mean() < 0.1 * (exact[0] - elbo.mean())
@@ -186,7 +186,7 @@ def test_layers_of_bits_against_enumeration(latents):
         found = xhat.log_likelihood(model, x, samples=5000)
         assert ((found.log_px - exact).abs() <= 4.5 * found.stderr + 1e-4).all()
         wide = x[5:6].expand(20_000, 3)
-        within(objectives.ELBO(samples=2)(model, wide, wide).measures["elbo"], elbo[5])
+        within(objectives.ELBO(samples=2)(model.pose(Batch(wide))).measures["elbo"], elbo[5])
         each = torch.stack([(q.sample((4000,)) == point).all(-1).double().mean(0) for point in points])
         assert ((each - log_q.exp()).abs() <= 5 * (log_q.exp() / 4000).sqrt() + 1e-9).all()
     assert model.variables == (1,) * sum(latents)

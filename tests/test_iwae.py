@@ -14,6 +14,7 @@ from torch import distributions as td
 import xhat
 from catalogue import F64, bits, examples, from_recipe
 from xhat import VAE, conditionals, gradients, objectives, priors
+from xhat.data import Batch
 from xhat.distributions.unvalidated import unvalidated
 from xhat.errors import ConfigError
 from xhat.networks import MLP
@@ -77,7 +78,7 @@ def test_more_draws_come_closer_to_the_exact_evidence_from_below():
     exact = evidence(model, X)
     means, errors = [], []
     for objective in (ELBO(), IWAE(10), IWAE(100)):
-        bound = -objective(model, many, many).loss.detach().reshape(count, 2)
+        bound = -objective(model.pose(Batch(many))).loss.detach().reshape(count, 2)
         means.append(bound.mean(0))
         errors.append(bound.std(0) / math.sqrt(count))
     for (low, high), (a, b) in zip(itertools.pairwise(means), itertools.pairwise(errors), strict=True):
@@ -120,7 +121,7 @@ def test_one_draw_is_the_elbo_with_a_sampled_divergence_exactly(gradient):
     found = []
     for objective in (IWAE(1), ELBO(kl="sampled", samples=1)):
         torch.manual_seed(1)
-        terms = objective(model, X, X)
+        terms = objective(model.pose(Batch(X)))
         found.append((terms.loss, terms.measures, torch.autograd.grad(terms.loss.sum(), list(model.parameters()))))
     (loss, measures, slopes), (known, others, known_slopes) = found
     assert torch.equal(loss, known)
@@ -191,7 +192,7 @@ def test_every_gradient_that_fits_has_the_integrals_derivative_as_its_mean(gradi
     (exact,) = torch.autograd.grad(-integral(model, one, X[:1], samples).sum(), one)
     assert exact.abs().max() > 0.05
     x = X[:1].repeat(count, 1).requires_grad_()
-    loss = model.objective(model, x, X[:1].repeat(count, 1)).loss
+    loss = model.objective(model.pose(Batch(X[:1].repeat(count, 1)), seen=x)).loss
     within(torch.autograd.grad(loss.sum(), x)[0], exact[0])
 
 
@@ -202,7 +203,7 @@ def test_the_decoder_gets_the_same_from_both_paths_and_the_encoder_less_noise_fr
     for name in ("pathwise", "dreg"):
         model = linear_normal(2, samples, gradients.GRADIENTS[name]())
         torch.manual_seed(1)
-        loss = model.objective(model, x, X[:1].repeat(count, 1)).loss
+        loss = model.objective(model.pose(Batch(X[:1].repeat(count, 1)), seen=x)).loss
         found[name] = torch.autograd.grad(loss.sum(), [x, *model.likelihood.parameters()])
     for a, b in zip(found["pathwise"][1:], found["dreg"][1:], strict=True):
         torch.testing.assert_close(a, b)
@@ -272,7 +273,7 @@ def test_two_discrete_layers_are_one_draw_of_the_bound(gradient):
     exact = -enumerated(model, one, BITS[:1], samples)
     (slope,) = torch.autograd.grad(exact.sum(), one)
     x = BITS[:1].repeat(count, 1).requires_grad_()
-    loss = model.objective(model, x, BITS[:1].repeat(count, 1)).loss
+    loss = model.objective(model.pose(Batch(BITS[:1].repeat(count, 1)), seen=x)).loss
     within(loss[:, None], exact.detach())
     within(torch.autograd.grad(loss.sum(), x)[0], slope[0])
 
@@ -286,7 +287,7 @@ def test_a_model_with_this_objective_still_tells_its_elbo(gradient):
     one = BITS[:1].clone().requires_grad_()
     (slope,) = torch.autograd.grad(enumerated(model, one, BITS[:1], 1).sum(), one)
     x = BITS[:1].repeat(20_000, 1).requires_grad_()
-    terms = ELBO(samples=2)(model, x, BITS[:1].repeat(20_000, 1))
+    terms = ELBO(samples=2)(model.pose(Batch(BITS[:1].repeat(20_000, 1)), seen=x))
     within(-torch.autograd.grad(terms.loss.sum(), x)[0], slope[0])
 
 

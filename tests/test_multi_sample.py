@@ -16,6 +16,7 @@ from torch import distributions as td
 import xhat
 from catalogue import F64, bits
 from xhat import VAE, conditionals, gradients, objectives, priors
+from xhat.data import Batch
 from xhat.distributions.unvalidated import unvalidated
 from xhat.errors import ConfigError
 from xhat.gradients import LogMeanExp, LogWeight, Mean, expectation
@@ -322,7 +323,7 @@ def means(model: VAE, objective: Objective, count: int) -> tuple[Tensor, Tensor]
     """The bound's mean for each of the two examples, and its standard error."""
     with torch.no_grad():
         many = X.repeat(count, 1)
-        bound = -objective(model, many, many).loss.reshape(count, 2)
+        bound = -objective(model.pose(Batch(many))).loss.reshape(count, 2)
     return bound.mean(0), bound.std(0) / math.sqrt(count)
 
 

@@ -18,7 +18,7 @@ from torch.distributions import constraints
 import xhat
 from catalogue import EVENT, F64, LATENT, RANDOM, bits, single, vae
 from xhat import VAE, conditionals, gradients, objectives, priors
-from xhat.data import Masking
+from xhat.data import Batch, Masking
 from xhat.distributions import has_closed_form, is_discrete
 from xhat.errors import ConfigError
 from xhat.networks import MLP
@@ -163,9 +163,9 @@ def test_sampled_kl_has_no_variance_at_the_posterior_and_analytic_has():
             conditional.head.linear.bias.zero_()
     x = torch.full((500, 1), 1.7, dtype=F64)
     evidence = td.Normal(0.0, math.sqrt(2.0)).log_prob(torch.tensor(1.7, dtype=F64))
-    sampled = ELBO(kl="sampled")(model, x, x).measures["elbo"]
+    sampled = ELBO(kl="sampled")(model.pose(Batch(x))).measures["elbo"]
     torch.testing.assert_close(sampled, evidence.expand(500))
-    analytic = ELBO(kl="analytic")(model, x, x).measures["elbo"]
+    analytic = ELBO(kl="analytic")(model.pose(Batch(x))).measures["elbo"]
     assert analytic.std() > 0.1
     within(analytic, evidence)
 
@@ -192,9 +192,9 @@ def test_the_weight_of_the_kl_and_its_warm_up(beta, warmup, epoch, weight, kl):
         objective.at(epoch)
     assert objective.weight.item() == pytest.approx(weight)
     torch.manual_seed(1)
-    terms = objective(model, X, X)
+    terms = objective(model.pose(Batch(X)))
     torch.manual_seed(1)
-    plain = ELBO(kl=kl, samples=3)(model, X, X)
+    plain = ELBO(kl=kl, samples=3)(model.pose(Batch(X)))
     torch.testing.assert_close(terms.loss, weight * plain.measures["kl"] - plain.measures["log_px_given_z"])
     torch.testing.assert_close(terms.measures["elbo"], plain.measures["elbo"])  # what is reported always has β = 1
     if weight >= 1 and kl == "analytic":
@@ -220,12 +220,12 @@ def kl_each(q: td.Distribution) -> Tensor:
 def test_free_bits_are_the_minibatch_formula(free_bits, beta):
     model = spread(vae("normal", "bernoulli"))
     torch.manual_seed(1)
-    terms = ELBO(beta, free_bits=free_bits)(model, X, X)
+    terms = ELBO(beta, free_bits=free_bits)(model.pose(Batch(X)))
     each = kl_each(model.posterior(X))
     expected = -terms.measures["log_px_given_z"].mean() + beta * each.mean(0).clamp(min=free_bits).sum()
     torch.testing.assert_close(terms.loss.mean(), expected)
     torch.manual_seed(1)
-    torch.testing.assert_close(terms.measures["elbo"], ELBO()(model, X, X).measures["elbo"])
+    torch.testing.assert_close(terms.measures["elbo"], ELBO()(model.pose(Batch(X))).measures["elbo"])
     assert (-terms.loss.mean() <= terms.measures["elbo"].mean() + 1e-12).item()
 
 
@@ -237,7 +237,7 @@ def test_a_dimension_below_its_free_bits_gets_no_gradient_and_one_above_gets_all
     q = model.posterior(X)
     for free_bits, paid in ((100.0, 0 * each), (between, (each > between) * 1.0), (0.0, 1 + 0 * each)):
         torch.manual_seed(1)
-        terms = ELBO(free_bits=free_bits)(model, X, X)
+        terms = ELBO(free_bits=free_bits)(model.pose(Batch(X)))
         parameters = list(model.posterior.parameters())
         slopes = torch.autograd.grad((terms.loss + terms.measures["log_px_given_z"]).mean(), parameters)
         q = model.posterior(X)
@@ -374,7 +374,7 @@ def test_more_draws_make_the_multi_sample_bound_tighter():
 def test_squared_error_is_summed_over_the_event_and_never_averaged():
     model = xhat.build("autoencoder", (2, 3), latent=2, hidden=[4]).double()
     x = torch.randn(5, 2, 3, dtype=F64)
-    terms = SquaredError()(model, x, x)
+    terms = SquaredError()(model.pose(Batch(x)))
     expected = torch.stack(
         [
             sum((a - b) ** 2 for a, b in zip(p.flatten(), q.flatten(), strict=True))
@@ -388,7 +388,7 @@ def test_squared_error_is_summed_over_the_event_and_never_averaged():
 def test_the_negative_log_likelihood_is_the_laws_own():
     model = xhat.build("autoencoder", (6,), latent=2, hidden=[4], likelihood="bernoulli").double()
     x = torch.randint(0, 2, (5, 6)).double()
-    terms = NegativeLogLikelihood()(model, x, x)
+    terms = NegativeLogLikelihood()(model.pose(Batch(x)))
     torch.testing.assert_close(terms.loss, -model.likelihood(model.encode(x)).log_prob(x))
     torch.testing.assert_close(terms.measures["squared_error"], (model.reconstruct(x) - x).square().sum(1))
     assert torch.equal(model.loss(x), terms.loss)

@@ -8,7 +8,7 @@ from torch import nn
 
 import xhat
 from xhat import conditionals, gradients, objectives, priors
-from xhat.conditionals import Conditional, positive
+from xhat.conditionals import Headed, positive
 from xhat.data import Masking
 from xhat.errors import ConfigError, TrainingError
 from xhat.models.base import centre
@@ -19,7 +19,7 @@ from xhat.training.settings import Settings
 X = torch.rand(40, 6, generator=torch.Generator().manual_seed(0))
 
 
-class Laplace(Conditional):
+class Laplace(Headed):
     """As a script would define it."""
 
     __module__ = "__main__"

@@ -13,7 +13,7 @@ from torch import distributions as td
 import xhat
 from catalogue import F64
 from xhat import VAE, conditionals, gradients, objectives, priors
-from xhat.conditionals import Conditional
+from xhat.conditionals import Headed
 from xhat.data import Examples
 from xhat.errors import ConfigError
 from xhat.evaluation.evaluate import evaluate
@@ -385,7 +385,7 @@ def test_a_mixed_law_draws_from_the_chosen_components_only():
 
 
 def test_a_conditional_of_ones_own_serves_a_vamp_prior():
-    class Laplace(Conditional):
+    class Laplace(Headed):
         __module__ = "__main__"
 
         def __init__(self) -> None:

@@ -12,6 +12,7 @@ from torch import distributions as td
 import xhat
 from catalogue import F64
 from xhat import VAE, conditionals, objectives, priors
+from xhat.data import Batch
 from xhat.networks import MLP
 
 
@@ -146,7 +147,7 @@ def test_with_the_exact_posterior_the_bound_is_the_evidence(posterior, turned):
     known = exact_log_px(model, x)
     torch.manual_seed(0)
     # Each draw of log p(x, z) − log q(z) is log p(x): no variance at all, and the importance weights are all the same.
-    sampled = objectives.ELBO(kl="sampled")(model, x, x).measures["elbo"]
+    sampled = objectives.ELBO(kl="sampled")(model.pose(Batch(x))).measures["elbo"]
     torch.testing.assert_close(sampled, known, rtol=0, atol=1e-4)
     evidence = xhat.log_likelihood(model, x, samples=10)
     torch.testing.assert_close(evidence.log_px, known, rtol=0, atol=1e-4)
@@ -165,7 +166,7 @@ def test_an_axis_aligned_posterior_falls_short_where_the_columns_are_not_upright
     known = exact_log_px(model, x).mean()
     torch.manual_seed(0)
     many = x.repeat(400, 1)
-    elbo = objectives.ELBO(kl="sampled")(model, many, many).measures["elbo"].reshape(400, 150).mean(1)
+    elbo = objectives.ELBO(kl="sampled")(model.pose(Batch(many))).measures["elbo"].reshape(400, 150).mean(1)
     assert known - elbo.mean() > 10 * elbo.std() / math.sqrt(400)
 
 

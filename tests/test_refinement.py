@@ -11,7 +11,7 @@ from torch import distributions as td
 
 from catalogue import EVENT, F64, LATENT, bits, examples, from_recipe, vae
 from xhat import VAE, conditionals, gradients, objectives, priors
-from xhat.conditionals import Conditional
+from xhat.conditionals import Headed
 from xhat.errors import ConfigError, DataError
 from xhat.evaluation.refinement import refine
 from xhat.networks import MLP
@@ -24,7 +24,7 @@ def _seed():
     torch.manual_seed(0)
 
 
-def linear(kind: type[Conditional]) -> VAE:
+def linear(kind: type[Headed]) -> VAE:
     """x | z ~ N(Wz + b, σ²), z ~ N(0, 1): the posterior is Normal, with a covariance that is not diagonal."""
     model = VAE(priors.StandardNormal(2), kind(MLP(EVENT, []), LATENT), conditionals.Normal(MLP(LATENT, []), EVENT, scale=SIGMA))
     with torch.no_grad():

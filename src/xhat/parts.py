@@ -14,6 +14,7 @@ from typing import Any
 from xhat.errors import CheckpointError, ConfigError
 
 PARTS: dict[str, type[Part]] = {}
+PLAIN = "dict"  # stands for a dictionary that has a key "part" of its own
 
 
 def _recording(init: Any) -> Any:
@@ -76,7 +77,8 @@ def specification(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [specification(item) for item in value]
     if isinstance(value, dict):
-        return {str(key): specification(item) for key, item in value.items()}
+        held = {str(key): specification(item) for key, item in value.items()}
+        return {"part": PLAIN, "arguments": held} if "part" in held else held
     raise _foreign(value)
 
 
@@ -107,6 +109,8 @@ def rebuild(spec: Any) -> Any:
     """
     if isinstance(spec, list):
         return [rebuild(item) for item in spec]
+    if isinstance(spec, dict) and spec.get("part") == PLAIN:
+        return {str(key): rebuild(item) for key, item in dict(spec.get("arguments", {})).items()}
     if isinstance(spec, dict) and "part" in spec:
         cls = PARTS.get(str(spec["part"]))
         if cls is None:

@@ -265,7 +265,7 @@ def reconstruct(
     import torch
 
     from xhat.data import corruption_from
-    from xhat.objectives.reconstruction import squared_error
+    from xhat.objectives.posed import squared_error
 
     folder, model = open_run(run)
     place = _place(out, folder, model, "reconstructions")
@@ -385,7 +385,7 @@ def _write_by_rows(place: Path, count: int, blocks: Iterable[Tensor]) -> None:
 def _reconstruct_by_rows(
     place: Path, folder: RunFolder, model: Model, examples: Examples, corruption: Corruption | None, draw: bool
 ) -> None:
-    from xhat.objectives.reconstruction import squared_error
+    from xhat.objectives.posed import squared_error
 
     told, errors = told_of(folder), {"back": 0.0, "seen": 0.0}
 

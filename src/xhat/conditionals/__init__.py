@@ -4,7 +4,7 @@ A posterior q(z|x) is a conditional, and so is a likelihood p(x|z). Each takes a
 the last layer is made here, in the size that the law needs.
 """
 
-from xhat.conditionals.base import Conditional, event_of, positive
+from xhat.conditionals.base import Conditional, Headed, condition_of, event_of, positive
 from xhat.conditionals.chain import Chain
 from xhat.conditionals.discrete import Bernoulli, Categorical, ContinuousBernoulli, OneHotCategorical, Poisson
 from xhat.conditionals.discretised import BetaBinomial, DiscretisedNormal, LogisticMixture
@@ -12,7 +12,7 @@ from xhat.conditionals.flow import Flow
 from xhat.conditionals.ladder import Ladder
 from xhat.conditionals.normal import Delta, MultivariateNormal, Normal
 
-CONDITIONALS: dict[str, type[Conditional]] = {
+CONDITIONALS: dict[str, type[Headed]] = {
     "normal": Normal,
     "multivariate-normal": MultivariateNormal,
     "bernoulli": Bernoulli,
@@ -37,12 +37,14 @@ __all__ = [
     "Delta",
     "DiscretisedNormal",
     "Flow",
+    "Headed",
     "Ladder",
     "LogisticMixture",
     "MultivariateNormal",
     "Normal",
     "OneHotCategorical",
     "Poisson",
+    "condition_of",
     "event_of",
     "positive",
 ]

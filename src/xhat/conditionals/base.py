@@ -1,4 +1,4 @@
-"""The conditional: a network, a head of the right size, and a law."""
+"""The conditional, and the one that most are: a network, a head of the right size, and a law."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from xhat.errors import ConfigError, DataError
 from xhat.networks import head_of, in_shape_of
-from xhat.networks.base import as_shape
+from xhat.networks.base import as_shape, beside, condition_size
 from xhat.networks.precision import Reducible
 from xhat.parts import Part
 
@@ -46,17 +46,70 @@ def positive(raw: Tensor, transform: str = "softplus", minimum: float = 1e-4) ->
     raise ConfigError(f"scale must be one of {', '.join(TRANSFORMS)} or a positive number, was {transform!r}")
 
 
-class Conditional(Part, Reducible, abc.ABC):
-    """A law whose parameters a network makes from a context.
+class Conditional(Part, nn.Module, abc.ABC):
+    """Abstract: a law that depends on a context, and on what is known beside it.
+
+    ``forward`` maps a context ``(*batch, *context_shape)`` to a distribution with batch shape ``batch`` and event shape
+    ``event``. What is known beside it is one row for each example, and the last axis of ``batch`` counts the examples.
+
+    Attributes:
+        event: shape of one draw.
+    """
+
+    event: tuple[int, ...]
+
+    @abc.abstractmethod
+    def forward(
+        self,
+        context: Tensor,
+        condition: Tensor | None = None,
+        exposure: Tensor | None = None,
+        observed: Tensor | None = None,
+    ) -> Distribution:
+        """The law.
+
+        Args:
+            context: ``(*batch, *context_shape)``.
+            condition: ``(B, C)``, what everything is conditioned on; only for a conditional whose networks take one.
+            exposure: ``(B,)``, what multiplies a rate; only for a law of rates.
+            observed: of the context's shape, which of its values were seen; the others are 0.
+
+        Raises:
+            ConfigError: a context of the wrong shape; a condition that is missing, or of another size.
+        """
+
+    def bind(self, context_shape: Sequence[int], what: str) -> None:
+        """Tell the conditional the shape of the context that it will get; a model does this when it is put together.
+
+        Raises:
+            ConfigError: its network takes another number of values.
+        """
+
+    def check(self, x: Tensor, where: str, first: int = 0, observed: Tensor | None = None) -> None:
+        """Refuse values outside the law's support, where its formula is a number but not a probability.
+
+        Args:
+            x: ``(B, *event)``.
+            where: what x is, for the message.
+            first: the number of x's first example, when x is a piece of something longer.
+            observed: of x's shape, which of its values count; all of them unless given.
+
+        Raises:
+            DataError: names the first such value, its place, and the remedy.
+        """
+
+
+class Headed(Conditional, Reducible):
+    """A network, a head of the right size, and a law.
 
     Args:
-        network: any module that maps ``(N, *in_shape)`` to features.
+        network: any module that maps ``(N, *in_shape)`` to features. One that takes a condition too says so by its attribute
+            ``condition``, one that takes a mask by ``masked`` (see :class:`xhat.networks.Network`).
         event: shape of one draw.
         parameters: how many numbers the law needs for each element of the event; or, as a tuple, the whole shape of what the
             head puts out.
 
-    Shapes: ``forward`` maps a context ``(*batch, *context_shape)`` to a distribution with batch shape ``batch`` and event
-    shape ``event``. The network itself sees one batch dimension only.
+    The network itself sees one batch dimension only.
 
     Raises:
         ConfigError: sizes below 1; a network that does not say its number of features; a context of the wrong shape.
@@ -77,11 +130,6 @@ class Conditional(Part, Reducible, abc.ABC):
         self.context_shape = self.in_shape
 
     def bind(self, context_shape: Sequence[int], what: str) -> None:
-        """Tell the conditional the shape of the context that it will get; a model does this when it is put together.
-
-        Raises:
-            ConfigError: the network takes another number of values.
-        """
         shape = tuple(context_shape)
         if self.in_shape is not None and math.prod(self.in_shape) != math.prod(shape):
             raise ConfigError(
@@ -90,14 +138,21 @@ class Conditional(Part, Reducible, abc.ABC):
             )
         self.context_shape = shape
 
-    def forward(self, context: Tensor) -> Distribution:
-        return self.law(self.raw(context))
+    def forward(
+        self,
+        context: Tensor,
+        condition: Tensor | None = None,
+        exposure: Tensor | None = None,
+        observed: Tensor | None = None,
+    ) -> Distribution:
+        raw = self.raw(context, condition, observed)
+        return self.law(raw) if exposure is None else self.exposed(raw, exposure)
 
-    def raw(self, context: Tensor) -> Tensor:
+    def raw(self, context: Tensor, condition: Tensor | None = None, observed: Tensor | None = None) -> Tensor:
         """The raw numbers that the network makes of a context, ``(*batch, parameters, *event)``: what :meth:`law` takes.
 
         Raises:
-            ConfigError: a context of the wrong shape.
+            ConfigError: a context of the wrong shape; a condition that is missing, or of another size.
         """
         shape = tuple(context.shape[1:]) if self.context_shape is None else self.context_shape
         split = context.ndim - len(shape)
@@ -106,8 +161,13 @@ class Conditional(Part, Reducible, abc.ABC):
                 f"{type(self).__name__} takes a context of shape (*batch, {', '.join(map(str, shape))}), "
                 f"was {tuple(context.shape)}"
             )
+        taken = self.in_shape or shape
+        if condition is not None:
+            condition = condition.expand(*context.shape[:split], condition.shape[-1]).reshape(-1, condition.shape[-1])
+        seen = None if observed is None else observed.reshape(-1, *taken)
+        others = beside(self.network, condition, seen)
         with self.in_precision(context):
-            raw = self.head(self.network(context.reshape(-1, *(self.in_shape or shape))))
+            raw = self.head(self.network(context.reshape(-1, *taken), **others))
         if self.reduced is not None:
             raw = raw.to(context.dtype)  # what the law computes of it loses nothing more
         return raw.reshape(*context.shape[:split], *raw.shape[1:])
@@ -116,20 +176,22 @@ class Conditional(Part, Reducible, abc.ABC):
     def law(self, raw: Tensor) -> Distribution:
         """The distribution from raw numbers ``(*batch, parameters, *event)``."""
 
-    def check(self, x: Tensor, where: str, first: int = 0) -> None:
-        """Refuse values outside the law's support, where its formula is a number but not a probability.
-
-        Args:
-            x: ``(B, *event)``.
-            where: what x is, for the message.
-            first: the number of x's first example, when x is a piece of something longer.
+    def exposed(self, raw: Tensor, exposure: Tensor) -> Distribution:
+        """The same with rates that are multiplied by an exposure, ``(B,)``.
 
         Raises:
-            DataError: names the first such value, its place, and the remedy.
+            ConfigError: the law has no rate.
         """
+        raise ConfigError(
+            f"an exposure multiplies a rate, and {type(self).__name__} has none: leave it out, or use likelihood='poisson'"
+        )
+
+    def check(self, x: Tensor, where: str, first: int = 0, observed: Tensor | None = None) -> None:
         if self.support is None:
             return
         inside = self.support.check(x)
+        if observed is not None:
+            inside = inside | ~(observed if inside.ndim == observed.ndim else observed.all(-1))
         if bool(inside.all()):
             return
         place = (~inside).nonzero()[0].tolist()
@@ -151,6 +213,21 @@ def event_of(conditional: nn.Module, what: str) -> tuple[int, ...]:
     if not isinstance(event, int | Sequence):
         raise ConfigError(f"the {what} {type(conditional).__name__} needs an attribute event: the shape of one draw")
     return as_shape(event, f"the event of the {what}")
+
+
+def condition_of(*conditionals: nn.Module | None) -> int:
+    """How many numbers of a condition conditionals take, or whatever module stands in their place; 0 for none.
+
+    Raises:
+        ConfigError: their networks take conditions of different sizes.
+    """
+    modules = [module for each in conditionals if each is not None for module in each.modules()]
+    sizes = {size for module in modules if (size := condition_size(module))}
+    if len(sizes) > 1:
+        raise ConfigError(
+            f"all networks of a model must take one and the same condition, but theirs have {sorted(sizes)} numbers"
+        )
+    return sizes.pop() if sizes else 0
 
 
 def _name(constraint: constraints.Constraint) -> str:

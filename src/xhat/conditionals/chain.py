@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from xhat import distributions
-from xhat.conditionals.base import Conditional, event_of
-from xhat.parts import Part
+from xhat.conditionals.base import Conditional, condition_of, event_of
 
 
-class Chain(Part, nn.Module):
+class Chain(Conditional):
     r"""Two stochastic layers, :math:`q(z \mid x) = q(z_1 \mid x)\, q(z_2 \mid z_1)`, as one law of the vector (z₁, z₂).
 
     Args:
@@ -37,17 +37,32 @@ class Chain(Part, nn.Module):
         below = event_of(first, "first layer")
         self.event_then = event_of(then, "second layer")
         self.event = (math.prod(below) + math.prod(self.event_then),)
-        if isinstance(then, Conditional | Chain):
+        if isinstance(then, Conditional):
             then.bind(below, "second layer")
 
     def bind(self, context_shape: Sequence[int], what: str) -> None:
-        """Tell the first layer the shape of x; a model does this when it is put together.
-
-        Raises:
-            ConfigError: the first layer's network takes another number of values.
-        """
-        if isinstance(self.first, Conditional | Chain):
+        if isinstance(self.first, Conditional):
             self.first.bind(context_shape, f"{what}, first layer")
 
-    def forward(self, context: Tensor) -> Distribution:
-        return distributions.Chain(self.first(context), self.then, self.event_then, validate_args=False)
+    def forward(
+        self,
+        context: Tensor,
+        condition: Tensor | None = None,
+        exposure: Tensor | None = None,
+        observed: Tensor | None = None,
+    ) -> Distribution:
+        first = called(self.first, context, condition=condition, exposure=exposure, observed=observed)
+        return distributions.Chain(first, given(self.then, condition), self.event_then, validate_args=False)
+
+
+def called(conditional: nn.Module, context: Tensor, **known: Tensor | None) -> Distribution:
+    """A conditional's law, told only what is known: one of a user's own may take a context alone."""
+    law: Distribution = conditional(context, **{name: value for name, value in known.items() if value is not None})
+    return law
+
+
+def given(conditional: nn.Module, condition: Tensor | None) -> Callable[[Tensor], Distribution]:
+    """A conditional as a function of its context alone, under a condition if it takes one."""
+    if condition is None or not condition_of(conditional):
+        return conditional
+    return functools.partial(conditional, condition=condition)

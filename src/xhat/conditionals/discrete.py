@@ -12,12 +12,12 @@ from torch.distributions import OneHotCategorical as TorchOneHotCategorical
 from torch.distributions import Poisson as TorchPoisson
 
 from xhat import distributions
-from xhat.conditionals.base import Conditional, check_minimum, positive
+from xhat.conditionals.base import Headed, check_minimum, positive
 from xhat.distributions.grid import Grid
 from xhat.errors import ConfigError
 
 
-class Bernoulli(Conditional):
+class Bernoulli(Headed):
     r"""Independent Bernoulli elements, :math:`\log p(y) = \sum_j y_j l_j - \mathrm{softplus}(l_j)` with logits l.
 
     Values between 0 and 1 are refused: there the cross-entropy is a number but no probability.
@@ -46,7 +46,7 @@ class Bernoulli(Conditional):
         return Independent(TorchBernoulli(logits=logits, validate_args=False), self.event_ndim, validate_args=False)
 
 
-class ContinuousBernoulli(Conditional):
+class ContinuousBernoulli(Headed):
     r"""Independent continuous Bernoulli elements on [0, 1]: the Bernoulli's formula with the constant that makes it a density.
 
     Args:
@@ -73,7 +73,7 @@ class ContinuousBernoulli(Conditional):
         return Independent(law, self.event_ndim, validate_args=False)
 
 
-class Categorical(Conditional):
+class Categorical(Headed):
     """Independent grey levels: each element is one of ``levels`` equally spaced values on [0, 1], with a probability each.
 
     The elements keep the scale that pixels have everywhere else (k/255), so likelihoods can be swapped; being a mass function,
@@ -104,7 +104,7 @@ class Categorical(Conditional):
         return Independent(distributions.Levels(logits, validate_args=False), self.event_ndim, validate_args=False)
 
 
-class OneHotCategorical(Conditional):
+class OneHotCategorical(Headed):
     r"""Independent one-hot vectors: a 1 in the place of the category and otherwise 0.
 
     .. math:: \log p(y) = \sum_{i,k} y_{ik} \log \pi_{ik}
@@ -138,8 +138,8 @@ class OneHotCategorical(Conditional):
         return Independent(law, axes, validate_args=False) if axes else law
 
 
-class Poisson(Conditional):
-    """Independent Poisson counts with rate ``minimum + softplus(·)`` (or exp).
+class Poisson(Headed):
+    """Independent Poisson counts with rate ``minimum + softplus(·)`` (or exp), times the exposure where there is one.
 
     Args:
         network: from the context to features.
@@ -162,5 +162,13 @@ class Poisson(Conditional):
         self.transform, self.minimum = scale, minimum
 
     def law(self, raw: Tensor) -> Distribution:
-        rate = positive(raw.squeeze(-1 - self.event_ndim), self.transform, self.minimum)
+        return self._of(self._rate(raw))
+
+    def exposed(self, raw: Tensor, exposure: Tensor) -> Distribution:
+        return self._of(self._rate(raw) * exposure.reshape(*exposure.shape, *(1,) * self.event_ndim))
+
+    def _rate(self, raw: Tensor) -> Tensor:
+        return positive(raw.squeeze(-1 - self.event_ndim), self.transform, self.minimum)
+
+    def _of(self, rate: Tensor) -> Distribution:
         return Independent(TorchPoisson(rate, validate_args=False), self.event_ndim, validate_args=False)

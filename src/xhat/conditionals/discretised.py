@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
 from xhat import distributions
-from xhat.conditionals.base import TRANSFORMS, Conditional, check_minimum, positive
+from xhat.conditionals.base import TRANSFORMS, Headed, check_minimum, positive
 from xhat.conditionals.normal import GAIN
 from xhat.distributions.grid import Grid
 from xhat.errors import ConfigError, whole_number
@@ -34,7 +34,7 @@ def _raw(value: float, transform: str) -> float:
     return math.log(math.expm1(value)) if transform == "softplus" else math.log(value)
 
 
-class DiscretisedNormal(Conditional):
+class DiscretisedNormal(Headed):
     r"""Independent grey levels, each a Normal rounded to the nearest of ``levels`` equally spaced values on [0, 1].
 
     .. math:: P(y_j) = \Phi\left(\frac{y_j + h - \mu_j}{\sigma_j}\right) - \Phi\left(\frac{y_j - h - \mu_j}{\sigma_j}\right),
@@ -105,7 +105,7 @@ class DiscretisedNormal(Conditional):
         return positive(GAIN * self.raw_scale, str(self.transform), self.minimum).expand_as(like)
 
 
-class LogisticMixture(Conditional):
+class LogisticMixture(Headed):
     r"""Independent grey levels, each of a mixture of logistic laws rounded to ``levels`` equally spaced values on [0, 1].
 
     .. math:: P(y_j) = \sum_{i=1}^K \pi_{ij} \left[ \varsigma\left(\frac{y_j + h - \mu_{ij}}{s_{ij}}\right)
@@ -160,7 +160,7 @@ class LogisticMixture(Conditional):
         return Independent(law, self.event_ndim, validate_args=False)
 
 
-class BetaBinomial(Conditional):
+class BetaBinomial(Headed):
     r"""Independent beta-binomial grey levels: each k / (L - 1), with k the heads of L - 1 coins of one Beta-distributed bias.
 
     .. math:: P\left(y_j = \tfrac{k}{n}\right) = \binom{n}{k} \frac{B(k + \alpha_j, n - k + \beta_j)}{B(\alpha_j, \beta_j)},

@@ -9,14 +9,14 @@ from torch.distributions import Distribution, Independent, constraints
 from torch.distributions import Normal as TorchNormal
 
 from xhat import distributions
-from xhat.conditionals.base import TRANSFORMS, Conditional, check_minimum, positive
+from xhat.conditionals.base import TRANSFORMS, Headed, check_minimum, positive
 from xhat.errors import ConfigError, whole_number
 from xhat.networks.invertible import invertible_layers
 
 KINDS = ("iaf", "coupling")
 
 
-class Flow(Conditional):
+class Flow(Headed):
     r"""A normalising flow on an axis-aligned Normal, :math:`z = T_c(\mu(c) + \sigma(c)\,\varepsilon)`.
 
     .. math:: \log q(z) = \log N(u; \mu, \mathrm{diag}\,\sigma^2) - \log \left| \det \frac{\partial T_c}{\partial u} \right|

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -12,14 +12,15 @@ from torch.distributions import Distribution, Independent
 from torch.distributions import Normal as TorchNormal
 
 from xhat import distributions
-from xhat.conditionals.base import event_of
+from xhat.conditionals.base import Conditional, event_of
+from xhat.conditionals.chain import given
 from xhat.conditionals.normal import Normal
 from xhat.errors import ConfigError
 from xhat.networks import in_shape_of
-from xhat.parts import Part
+from xhat.networks.base import beside
 
 
-class Ladder(Part, nn.Module):
+class Ladder(Conditional):
     r"""Several Normal layers, drawn from the top down like the prior's, each corrected by what x says of it.
 
     .. math:: q(z \mid x) = q(z_L \mid x) \prod_{i<L} q(z_i \mid z_{i+1}, x), \qquad
@@ -72,11 +73,6 @@ class Ladder(Part, nn.Module):
         return list(self.estimates)  # type: ignore[arg-type]
 
     def bind(self, context_shape: Sequence[int], what: str) -> None:
-        """Tell the first layer the shape of x; a model does this when it is put together.
-
-        Raises:
-            ConfigError: the first layer's network takes another number of values.
-        """
         self._each[0].bind(context_shape, f"{what}, first layer")
 
     def meet(self, prior: nn.Module | None, posterior: nn.Module) -> None:
@@ -107,8 +103,11 @@ class Ladder(Part, nn.Module):
             )
         self._met = () if prior is None else (prior,)
 
-    def up(self, context: Tensor) -> list[Independent]:
+    def up(self, context: Tensor, condition: Tensor | None = None, observed: Tensor | None = None) -> list[Independent]:
         """What x alone says of each layer, from the first to the last: Normal laws, each of the batch shape of the context.
+
+        A condition, and which values were observed, are what the first layer's network is told; the others go on from its
+        features.
 
         Raises:
             ConfigError: a context of the wrong shape.
@@ -121,34 +120,45 @@ class Ladder(Part, nn.Module):
                 f"Ladder takes a context of shape (*batch, {', '.join(map(str, shape))}), was {tuple(context.shape)}"
             )
         batch, seen = context.shape[:split], context.reshape(-1, *shape)
+        if condition is not None:
+            condition = condition.expand(*batch, condition.shape[-1]).reshape(-1, condition.shape[-1])
+        others = beside(first.network, condition, None if observed is None else observed.reshape(-1, *(first.in_shape or shape)))
         laws: list[Independent] = []
         for estimate in self._each:
             with estimate.in_precision(seen):
-                seen = estimate.network(seen.reshape(len(seen), *(estimate.in_shape or seen.shape[1:])))
+                seen = estimate.network(seen.reshape(len(seen), *(estimate.in_shape or seen.shape[1:])), **others)
                 raw = estimate.head(seen)
             if estimate.reduced is not None:
                 raw = raw.to(context.dtype)
             laws.append(estimate.law(raw.reshape(*batch, *raw.shape[1:])))  # type: ignore[arg-type]
+            others = {}
         return laws
 
-    def forward(self, context: Tensor) -> Distribution:
+    def forward(
+        self,
+        context: Tensor,
+        condition: Tensor | None = None,
+        exposure: Tensor | None = None,
+        observed: Tensor | None = None,
+    ) -> Distribution:
         if not self._met:
             raise ConfigError("a Ladder goes down the layers of a prior, and knows none yet: put both into a model")
-        return _down(self._met[0], self.up(context))
+        return _down(self._met[0], self.up(context, condition, observed), condition)
 
 
-def _down(prior: nn.Module, estimates: list[Independent]) -> Distribution:
+def _down(prior: nn.Module, estimates: list[Independent], condition: Tensor | None) -> Distribution:
     """The law of the layers that have these estimates, drawn from the top."""
     estimate, *above = estimates
     if not above:
         return estimate
     top: nn.Module = prior.top  # type: ignore[assignment]
     below: nn.Module = prior.below  # type: ignore[assignment]
-    then = functools.partial(_at, below, estimate)
-    return distributions.Chain(_down(top, above), then, estimate.event_shape, reverse=True, validate_args=False)
+    then = functools.partial(_at, given(below, condition), estimate)
+    law = _down(top, above, condition)
+    return distributions.Chain(law, then, estimate.event_shape, reverse=True, validate_args=False)
 
 
-def _at(below: nn.Module, estimate: Independent, z: Tensor) -> Distribution:
+def _at(below: Callable[[Tensor], Distribution], estimate: Independent, z: Tensor) -> Distribution:
     return merged(below(z), estimate)
 
 

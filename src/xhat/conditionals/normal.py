@@ -12,7 +12,7 @@ from torch.distributions import MultivariateNormal as TorchMultivariateNormal
 from torch.distributions import Normal as TorchNormal
 
 from xhat import distributions
-from xhat.conditionals.base import TRANSFORMS, Conditional, check_minimum, positive
+from xhat.conditionals.base import TRANSFORMS, Headed, check_minimum, positive
 from xhat.errors import ConfigError
 
 LINKS = ("identity", "sigmoid")
@@ -30,7 +30,7 @@ def _check_link(link: str) -> None:
         raise ConfigError(f"link must be one of {', '.join(LINKS)}, was {link!r}")
 
 
-class Normal(Conditional):
+class Normal(Headed):
     r"""Axis-aligned Normal, :math:`N(y; \mu(c), \mathrm{diag}\,\sigma^2)`.
 
     Args:
@@ -95,7 +95,7 @@ class Normal(Conditional):
         return positive(GAIN * self.raw_scale, str(self.transform), self.minimum).expand_as(like)
 
 
-class MultivariateNormal(Conditional):
+class MultivariateNormal(Headed):
     r"""Normal with full covariance, :math:`N(y; \mu(c), L(c) L(c)^\top)`, L lower triangular with a positive diagonal.
 
     The diagonal of L is ``minimum + softplus(·)`` (or exp), the rest is what the network says.
@@ -141,7 +141,7 @@ class MultivariateNormal(Conditional):
         return TorchMultivariateNormal(loc, scale_tril=factor, validate_args=False)
 
 
-class Delta(Conditional):
+class Delta(Headed):
     """The deterministic code: all mass on one point that the network names. It makes a plain autoencoder of the chassis.
 
     Args:

@@ -7,6 +7,8 @@
 ((2,), 'real', 4, 1, 1)
 """
 
+from xhat.data.batch import Batch
+from xhat.data.conditions import Conditions
 from xhat.data.corruption import (
     CORRUPTIONS,
     Corruption,
@@ -23,6 +25,8 @@ from xhat.data.scaling import Scaling
 
 __all__ = [
     "CORRUPTIONS",
+    "Batch",
+    "Conditions",
     "Corruption",
     "Data",
     "Examples",

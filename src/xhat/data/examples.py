@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from xhat.data.batch import Batch
 from xhat.data.feed import feed
 from xhat.data.memory import available_memory, fits
 from xhat.data.order import InOrder, Order
@@ -134,6 +135,14 @@ class Examples:
         """
         values = self._grey(index) if self.streamed is None else self._fetched(self.streamed, index)
         return values if self.binarize is None else torch.bernoulli(values)
+
+    def batch(self, index: Any) -> Batch:
+        """The examples at an index that keeps the first axis, with what is known beside them."""
+        return Batch(self[index])
+
+    def batched(self, size: int) -> Iterator[Batch]:
+        """Consecutive batches of ``size`` examples, with what is known beside them; the last one may be shorter."""
+        return (Batch(x) for x in self.batches(size))
 
     def _grey(self, index: Any) -> Tensor:
         values = self._storage[_as_index(index)].to(torch.float32)

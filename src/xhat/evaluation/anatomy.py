@@ -19,6 +19,7 @@ from xhat.evaluation.evidence import ELEMENTS, block_size
 from xhat.evaluation.result import Dimension, Measure, coordinate, measure
 from xhat.heap import kept_heap
 from xhat.models.base import Model, centre_and_off, quiet
+from xhat.objectives import Posed
 
 MOST = 5000  # examples: every draw is weighed by the posteriors of all of them
 ACTIVE = 0.01  # variance of the posterior mean over examples, above which a unit counts as active (Burda et al. 2016)
@@ -134,9 +135,9 @@ def anatomy(model: Model, x: Any, samples: int = 1, *, seed: int = 0, most: int 
         if len(examples) > most:
             examples = examples.subset(some(examples, most))
         first = 0
-        for block in examples.batches(block_size(model)):
-            model.check(block, "x", first)
-            first += len(block)
+        for block in examples.batched(block_size(model)):
+            model.check(model.batch(block), "x", first)
+            first += block.size
         return take_apart(model, examples, samples)
 
 
@@ -186,26 +187,27 @@ def take_apart(model: Model, examples: Examples, samples: int) -> Anatomy:
     size = block_size(model)
     laws, means, offs, parts = [], [], [], []
     with quiet(model):
-        for block in examples.batches(size):
-            laws.append(model.posterior(model.given(block)))
+        for block in examples.batched(size):
+            laws.append(model.pose(model.batch(block)).q)
             mean, off = (each.detach().flatten(1).double() for each in centre_and_off(laws[-1]))
             means.append(mean)
             offs.append(off)
-        for block, law in zip(examples.batches(size), laws, strict=True):
-            terms = _terms(model, model.given(block), law, laws, len(examples), samples)
+        for block, law in zip(examples.batched(size), laws, strict=True):
+            posed = model.pose(model.batch(block), q=law)
+            terms = _terms(model, posed, laws, len(examples), samples)
             parts.append(_Terms(*(term.detach().double().mean(0) for term in terms)))
-        reason = _reason(laws[0], model.prior())
+        reason = _reason(laws[0], posed.prior)
     terms = _Terms(*(torch.cat(column) for column in zip(*parts, strict=True)))
     mean, off = torch.cat(means), torch.cat(offs)
     variance = mean.var(0) - off.var(0) if len(mean) > 1 else torch.zeros_like(mean[0])
     return _anatomy(terms, variance, widths(laws[0]), samples, reason)
 
 
-def _terms(model: Model, x: Tensor, law: Distribution, laws: Iterable[Distribution], count: int, samples: int) -> _Terms:
+def _terms(model: Model, posed: Posed, laws: Iterable[Distribution], count: int, samples: int) -> _Terms:
+    x, law, p = posed.target.x, posed.q, posed.prior
     z = law.sample((samples,))
-    p = model.prior()
     chunk = max(1, ELEMENTS // (len(x) * model.numbers))
-    reconstruction = torch.cat([model.likelihood(part).log_prob(x) for part in z.split(chunk)])
+    reconstruction = torch.cat([posed.log_px(part) for part in z.split(chunk)])
     own = marginals(law)
     none = z.new_zeros(samples, len(x), 0)
     posteriors = none if own is None else own.log_prob(z).reshape(samples, len(x), -1)

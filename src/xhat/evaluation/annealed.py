@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, MixtureSameFamily, constraints
 
+from xhat.data import Batch
 from xhat.distributions import Chain
 from xhat.distributions.support import split
 from xhat.distributions.unvalidated import unvalidated
@@ -16,6 +17,7 @@ from xhat.evaluation.hmc import ACCEPTED, Move, move
 from xhat.models.base import Model
 from xhat.models.trial import law_name
 from xhat.networks.bayesian_models import is_bayesian
+from xhat.objectives import Posed
 
 STARTS = ("posterior", "prior")
 UNIT = 64  # draws of the start whose spread is the unit of length in each direction
@@ -55,18 +57,18 @@ class Annealing:
             raise ConfigError(f"start must be one of {', '.join(STARTS)}, was {start!r}")
         self.steps, self.leapfrog, self.start = steps, leapfrog, start
 
-    def begin(self, model: Model, x: Tensor, chunk: int) -> Callable[[int], Tensor]:
+    def begin(self, model: Model, batch: Batch, chunk: int) -> Callable[[int], Tensor]:
         """What makes so many log weights of each example, ``(count, B)``; the step sizes are found now."""
-        return self.path(model, x, chunk).forward
+        return self.path(model, batch, chunk).forward
 
-    def path(self, model: Model, x: Tensor, chunk: int) -> Path:
+    def path(self, model: Model, batch: Batch, chunk: int) -> Path:
         """The laws in between for some examples, and the step sizes, found with at most ``chunk`` chains at once.
 
         Raises:
             ConfigError: codes that cannot be moved by a derivative.
         """
-        needs_moves(model, x)
-        return Path(model, x, self, chunk)
+        needs_moves(model, batch.rows(slice(1)))
+        return Path(model.pose(batch), self, chunk)
 
 
 class Path:
@@ -77,22 +79,22 @@ class Path:
         sizes: the step sizes of the moves at temperatures 1 to T - 1, ``(T - 1, B)``.
     """
 
-    def __init__(self, model: Model, x: Tensor, settings: Annealing, chunk: int) -> None:
-        self.model, self.x, self.leapfrog = model, x, settings.leapfrog
-        self.prior = model.prior()
-        self.s = model.posterior(x) if settings.start == "posterior" else self.prior
+    def __init__(self, posed: Posed, settings: Annealing, chunk: int) -> None:
+        self.posed, self.leapfrog, self.count = posed, settings.leapfrog, posed.target.size
+        self.prior = posed.prior
+        self.s = posed.q if settings.start == "posterior" else self.prior
         self.temperatures = schedule(settings.steps)
-        self.sizes = x.new_zeros(settings.steps - 1, len(x))
+        self.sizes = posed.target.x.new_zeros(settings.steps - 1, self.count)
         if settings.steps > 1:
             self.spread = self._drawn(UNIT).std(0)
             self._tune(self._drawn(TUNING), chunk)
 
     def _drawn(self, count: int) -> Tensor:
         """Draws from s, ``(count, B, *event)``; the prior has no batch."""
-        return self.s.sample((count,) if self.s.batch_shape else (count, len(self.x)))
+        return self.s.sample((count,) if self.s.batch_shape else (count, self.count))
 
     def _tune(self, z: Tensor, chunk: int) -> None:
-        log_size = torch.full((len(self.x),), 0.2, dtype=torch.float64, device=z.device).log()
+        log_size = torch.full((self.count,), 0.2, dtype=torch.float64, device=z.device).log()
         for t in [1] * WARM + list(range(1, len(self.temperatures) - 1)):
             moves = [self._moved(some, t, log_size.exp()) for some in z.split(chunk)]
             z, accepted = (torch.cat(parts) for parts in zip(*moves, strict=True))
@@ -110,7 +112,7 @@ class Path:
             return move(density, z, size, self.spread, self.leapfrog)
 
     def _joint(self, z: Tensor) -> Tensor:
-        return self.model.likelihood(z).log_prob(self.x) + self.prior.log_prob(z)
+        return self.posed.log_px(z) + self.prior.log_prob(z)
 
     def _rise(self, z: Tensor, t: int) -> Tensor:
         """What the weight gains between two temperatures, ``(S, B)``."""
@@ -148,7 +150,7 @@ def schedule(steps: int) -> Tensor:
     return (curve - curve[0]) / (curve[-1] - curve[0])
 
 
-def needs_moves(model: Model, x: Tensor) -> None:
+def needs_moves(model: Model, batch: Batch) -> None:
     """Refuse codes that no Hamiltonian move can go through.
 
     Raises:
@@ -158,8 +160,9 @@ def needs_moves(model: Model, x: Tensor) -> None:
         raise ConfigError(
             "annealing needs a density that stands still, and this model's weights are random: use method='importance'"
         )
-    q = model.posterior(x[:1])
-    for name, law in (("posterior", q), ("prior", model.prior())):
+    posed = model.pose(batch)
+    q = posed.q
+    for name, law in (("posterior", q), ("prior", posed.prior)):
         if not _everywhere(law):
             raise ConfigError(
                 f"annealing moves codes by a derivative through all of space, and the {name} {law_name(law)} is discrete or "
@@ -167,7 +170,7 @@ def needs_moves(model: Model, x: Tensor) -> None:
             )
     with torch.enable_grad():
         z = q.sample((1,)).requires_grad_()
-        if not model.likelihood(z).log_prob(x[:1]).requires_grad:
+        if not model.pose(batch).log_px(z).requires_grad:
             raise ConfigError(
                 f"annealing needs the likelihood's derivative in z, and {type(model.likelihood).__name__} has none: use "
                 "method='importance'"

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from xhat.distributions import Chain
+from xhat.distributions.observed import observed_log_prob
 from xhat.gradients.components import categories_of
 from xhat.gradients.enumeration import support_of
 from xhat.gradients.features import offers
-from xhat.models.base import Model
+from xhat.objectives import Posed
 
 LIMIT = 2**16
 
@@ -37,17 +38,27 @@ def values_of(law: Distribution) -> Tensor:
     return law.join(above, values_of(law.then(above))).flatten(0, 1)
 
 
-def enumerated_log_px(model: Model, x: Tensor, elements: int) -> Tensor:
+def enumerated_log_px(posed: Posed, chunk: int) -> Tensor:
     r"""Exact log evidence, :math:`\log p(x) = \log \sum_z p(z)\, p(x|z)` over every z, ``(B,)`` in float64.
 
-    The decoder runs once for each z, whatever the number of examples.
+    The decoder runs once for each z, whatever the number of examples; under a condition, once for each z and example.
+
+    Args:
+        posed: the problem.
+        chunk: values of z at once.
     """
-    p = model.prior()
+    p, target = posed.prior, posed.target
     z = values_of(p)
     log_pz = p.log_prob(z).double()
-    chunk = max(1, elements // (len(x) * model.numbers))
-    top = x.new_full((len(x),), -math.inf, dtype=torch.float64)
+    top = target.x.new_full((target.size,), -math.inf, dtype=torch.float64)
+    alone = target.condition is None and target.exposure is None
     for some, log_some in zip(z.split(chunk), log_pz.split(chunk), strict=True):
-        log_px = model.likelihood(some).log_prob(x.unsqueeze(1)).double()
-        top = torch.logaddexp(top, (log_px + log_some).logsumexp(1))
+        if alone:
+            observed = None if target.observed is None else target.observed.unsqueeze(1)
+            log_px = observed_log_prob(posed.likelihood(some), target.x.unsqueeze(1), observed).double()
+            top = torch.logaddexp(top, (log_px + log_some).logsumexp(1))
+            continue
+        at = some if p.batch_shape else some.unsqueeze(1).expand(len(some), target.size, *some.shape[1:])
+        log_joint = posed.log_px(at).double() + (log_some if p.batch_shape else log_some.unsqueeze(1))
+        top = torch.logaddexp(top, log_joint.logsumexp(0))
     return top

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from xhat.data import Examples, as_examples
+from xhat.data import Batch, Examples, as_examples
 from xhat.distributions import has_closed_form, kl_divergence, kl_per_dimension
 from xhat.errors import ConfigError, whole_number
 from xhat.evaluation.anatomy import ACTIVE, Anatomy, independent, some, take_apart
@@ -23,7 +23,7 @@ from xhat.evaluation.spread import Spread
 from xhat.heap import kept_heap
 from xhat.models.base import Model, centre, centre_and_off, quiet
 from xhat.networks.bayesian_models import shares_weights
-from xhat.objectives.reconstruction import squared_error
+from xhat.objectives.posed import squared_error
 from xhat.ranks import joined
 
 __all__ = ["Dimension", "Evaluation", "Measure", "evaluate", "measure"]
@@ -156,8 +156,9 @@ def _collect(model: Model, spread: Spread, samples: int) -> _Pass:
     seen = _Pass(*(Moments() for _ in _Pass._fields))
     with quiet(model):
         for _, first, block in spread.blocks():
-            model.check(block, "x", first)
-            for moments, values in zip(seen, _collect_block(model, model.given(block), samples), strict=True):
+            batch = model.batch(block)
+            model.check(batch, "x", first)
+            for moments, values in zip(seen, _collect_block(model, batch, samples), strict=True):
                 moments.add(values)
     if spread.parted:
         for moments in seen:
@@ -180,19 +181,20 @@ def _evidence(
     return _Evidence(log_px, ess, *sums.tolist())
 
 
-def _collect_block(model: Model, x: Tensor, samples: int) -> _Batch:
-    none = x.new_zeros(0)
-    q = model.posterior(x)
+def _collect_block(model: Model, batch: Batch, samples: int) -> _Batch:
+    none = batch.x.new_zeros(0)
+    posed = model.pose(batch)
+    q = posed.q
     mean, off = centre_and_off(q)
-    law = model.likelihood(mean)
+    law = posed.likelihood(mean)
     corrupted = denoised = elbo = kl = dimensions = none
     if model.corruption is not None:
-        noisy = model.corruption(x)
-        corrupted = squared_error(noisy, x)
-        denoised = squared_error(centre(model.likelihood(centre(model.posterior(noisy)))), x)
+        noisy = model.corruption(batch.x)
+        corrupted = squared_error(noisy, batch.x, batch.observed)
+        denoised = squared_error(centre(posed.likelihood(centre(model.pose(batch, noisy).q))), batch.x, batch.observed)
     if model.has_bound:
-        elbo = _elbo(model, x, samples)
-        p = model.prior()
+        elbo = _elbo(model, batch, samples)
+        p = posed.prior
         if not has_closed_form(q, p):
             z = q.sample((samples,))
             kl = (q.log_prob(z) - p.log_prob(z)).mean(0)
@@ -200,21 +202,20 @@ def _collect_block(model: Model, x: Tensor, samples: int) -> _Batch:
             kl = kl_divergence(q, p)
             with contextlib.suppress(ConfigError):  # a prior with dependent dimensions has no KL of each
                 dimensions = kl_per_dimension(q, p).flatten(1)
-    base = getattr(law, "base_dist", law)
+    base: Any = getattr(law, "base_dist", law)
     learned = isinstance(base, torch.distributions.Normal) and model.has_bound
     scale = base.scale.flatten(1).amin(1) if learned else none
-    return _Batch(
-        mean.flatten(1), off.flatten(1), squared_error(centre(law), x), corrupted, denoised, elbo, kl, dimensions, scale
-    )
+    error = squared_error(centre(law), batch.x, batch.observed)
+    return _Batch(mean.flatten(1), off.flatten(1), error, corrupted, denoised, elbo, kl, dimensions, scale)
 
 
-def _elbo(model: Model, x: Tensor, samples: int) -> Tensor:
+def _elbo(model: Model, batch: Batch, samples: int) -> Tensor:
     """The bound with so many draws, a chunk of them at a time."""
-    chunk = max(1, ELEMENTS // (len(x) * model.numbers))
-    total, done = torch.zeros(len(x), device=x.device, dtype=torch.float64), 0
+    chunk = max(1, ELEMENTS // (batch.size * model.numbers))
+    total, done = torch.zeros(batch.size, device=batch.x.device, dtype=torch.float64), 0
     while done < samples:
         count = min(chunk, samples - done)
-        total += count * model.elbo(x, count)
+        total += count * model.elbo(batch, count)
         done += count
     return total / samples
 
@@ -222,7 +223,7 @@ def _elbo(model: Model, x: Tensor, samples: int) -> Tensor:
 def _taken_apart(model: Model, examples: Examples) -> Anatomy:
     """The bound's parts, on as many examples as take modest time, at more draws of few; every process has them all."""
     with quiet(model):
-        law = model.posterior(model.given(examples[:1]))
+        law = model.pose(model.batch(examples.batch(slice(1)))).q
     width = law.event_shape.numel() * (1 if independent(law) else 64)  # a network may run for each pair
     most = max(1, min(TAKEN_APART, math.isqrt(PAIRS // width)))
     part = examples.subset(some(examples, most)) if len(examples) > most else examples

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from xhat.data import Examples, as_examples
+from xhat.data import Batch, Examples, as_examples
 from xhat.distributions import is_discrete
 from xhat.errors import ConfigError, whole_number
 from xhat.evaluation.annealed import Annealing
@@ -42,7 +42,7 @@ IMPORTANCE = Importance()
 class Sampler(Protocol):
     """A way to weights whose mean is p(x)."""
 
-    def begin(self, model: Model, x: Tensor, chunk: int) -> Callable[[int], Tensor]:
+    def begin(self, model: Model, batch: Batch, chunk: int) -> Callable[[int], Tensor]:
         """What makes so many log weights of each example, ``(count, B)``, at most ``chunk`` at once."""
 
 
@@ -181,14 +181,14 @@ def _by_blocks(
     for number, first, block in spread.blocks():
         model.check(block, "x", first)
         with quiet(model):
-            given = model.given(block)
+            given = model.batch(block)
             if way is None:
                 found = exactly(exact_log_px(model, given, elements))
             else:
-                chunk = 1 if shares_weights(model) else max(1, elements // (len(given) * model.numbers))
-                found = averaged(way.begin(model, given, chunk), given, samples, chunk, spread, number)
+                chunk = 1 if shares_weights(model) else max(1, elements // (given.size * model.numbers))
+                found = averaged(way.begin(model, given, chunk), given.x, samples, chunk, spread, number)
         if progress is not None:
-            progress(len(block) * (spread.ranks.world if spread.parted else 1))
+            progress(block.size * (spread.ranks.world if spread.parted else 1))
         yield Evidence(*(column.cpu() for column in found))
 
 
@@ -203,7 +203,8 @@ def bits_per_dimension(model: Model, nats: float) -> float | None:
     None for a continuous likelihood: a density of quantised values is no code length.
     """
     with quiet(model):
-        law = model.likelihood(model.prior().sample((1,)))
+        posed = model.pose(model.blank(1))
+        law = posed.likelihood(posed.q.sample())
     if not is_discrete(law):
         return None
     return -nats / (math.log(2) * math.prod(model.event_shape))

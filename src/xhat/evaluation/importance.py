@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Distribution, Normal
 from torch.nn import functional as F
 
+from xhat.data import Batch
+from xhat.distributions.observed import observed_log_prob
 from xhat.distributions.support import split
 from xhat.models.base import Model
 
@@ -16,16 +18,17 @@ from xhat.models.base import Model
 class Importance:
     r"""Weights :math:`w = p(x|z)\, p(z) / q(z|x)` of draws from q(z|x)."""
 
-    def begin(self, model: Model, x: Tensor, chunk: int) -> Callable[[int], Tensor]:
+    def begin(self, model: Model, batch: Batch, chunk: int) -> Callable[[int], Tensor]:
         """What makes so many log weights of each example, ``(count, B)``; the encoder runs once.
 
         No more than ``chunk`` are asked for at once, which is all the same here.
         """
-        draws, log_px = _draws(model.posterior(x), model.prior()), log_prob_at(x)
+        posed = model.pose(batch)
+        draws, log_px = _draws(posed.q, posed.prior), log_prob_at(batch.x, batch.observed)
 
         def weights(count: int) -> Tensor:
             z, log_ratio = draws(count)
-            return log_px(model.likelihood(z)) + log_ratio
+            return log_px(posed.likelihood(z)) + log_ratio
 
         return weights
 
@@ -60,8 +63,10 @@ def _draws(q: Distribution, p: Distribution) -> Callable[[int], tuple[Tensor, Te
     return normal
 
 
-def log_prob_at(x: Tensor) -> Callable[[Distribution], Tensor]:
+def log_prob_at(x: Tensor, observed: Tensor | None = None) -> Callable[[Distribution], Tensor]:
     r"""``law.log_prob(x)`` as a function of the law, for very many laws at the same x: without a derivative, and quicker.
+
+    Where not all of x was observed, the log density of what was (:func:`~xhat.distributions.observed.observed_log_prob`).
 
     Of Bernoulli elements it is one pass instead of six, :math:`-\sum_j \mathrm{softplus}((1 - 2 x_j)\, l_j)` with logits l, which
     for x in {0, 1} is the same number; each term is rounded by itself, so large logits cancel nothing. Any other law, and
@@ -79,9 +84,12 @@ def log_prob_at(x: Tensor) -> Callable[[Distribution], Tensor]:
     def log_prob(law: Distribution) -> Tensor:
         base, axes = split(law)
         if not (binary and axes and type(base) is Bernoulli and "logits" in vars(base)):
-            return law.log_prob(x)
+            return observed_log_prob(law, x, observed)
         with torch.no_grad():
             turned = base.logits * signs  # new memory, which may be written over
-            return F.softplus(turned).flatten(-axes).sum(-1).neg_()
+            each = F.softplus(turned)
+            if observed is not None:
+                each = each.where(observed, 0.0)
+            return each.flatten(-axes).sum(-1).neg_()
 
     return log_prob

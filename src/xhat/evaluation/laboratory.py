@@ -31,18 +31,19 @@ def problem_of(model: Model, x: Any) -> Problem:
     ['score', 'pathwise']
     """
     model.need_bound("have a bound to compare gradients on")
-    seen = model.given(x)
-    model.check(seen)
+    batch = model.batch(x)
+    model.check(batch)
     leaves = [p for p in model.posterior.parameters() if p.requires_grad]
     if not leaves:
         raise ConfigError("the posterior has no parameters that are trained, so there is no gradient to compare")
 
     def draw() -> tuple[Distribution, Function]:
-        q, p = model.posterior(seen), model.prior()
+        posed = model.pose(batch)
+        p = posed.prior
 
         def log_joint(z: Tensor) -> Tensor:
-            return model.likelihood(z).log_prob(seen) + p.log_prob(z)
+            return posed.log_px(z) + p.log_prob(z)
 
-        return q, LogWeight(log_joint, q)
+        return posed.q, LogWeight(log_joint, posed.q)
 
-    return Problem(f"the bound of {type(model).__name__} on {len(seen)} examples, derivative in its posterior", draw, leaves)
+    return Problem(f"the bound of {type(model).__name__} on {batch.size} examples, derivative in its posterior", draw, leaves)

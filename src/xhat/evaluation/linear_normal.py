@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from xhat.conditionals import Normal
+from xhat.data import Batch
 from xhat.models.base import Model
 from xhat.networks import MLP
 from xhat.networks.base import LinearHead
@@ -30,6 +31,7 @@ class LinearNormal(NamedTuple):
     Attributes:
         weight: W, ``(D, k)`` in float64.
         bias: b, ``(D,)``.
+        by_condition: U, ``(D, C)``: under a condition c the mean is :math:`W z + b + U c`; None without one.
         scale: σ, ``(D,)``.
 
     Source: Tipping & Bishop (1999).
@@ -38,16 +40,33 @@ class LinearNormal(NamedTuple):
     weight: Tensor
     bias: Tensor
     scale: Tensor
+    by_condition: Tensor | None = None
 
-    def log_prob(self, x: Tensor) -> Tensor:
-        """log p(x) in nats, ``(B,)``, of examples ``(B, *event)``."""
-        r = (x.flatten(1).double() - self.bias) / self.scale
+    def log_prob(self, batch: Batch) -> Tensor:
+        """log p(x), or of what was observed of it, in nats, ``(B,)``."""
+        loc = self.bias
+        if self.by_condition is not None and batch.condition is not None:
+            loc = loc + batch.condition.double() @ self.by_condition.T
+        x = batch.x.flatten(1).double()
+        if batch.observed is not None:
+            return self._partly(x - loc, batch.observed.flatten(1))
+        r = (x - loc) / self.scale
         w = self.weight / self.scale.unsqueeze(-1)
         factor = torch.linalg.cholesky(torch.eye(w.shape[1], dtype=w.dtype, device=w.device) + w.T @ w)
         within = torch.linalg.solve_triangular(factor, w.T @ r.T, upper=False)
         quadratic = r.square().sum(1) - within.square().sum(0)
         logarithms = self.scale.log().sum() + factor.diagonal().log().sum()
         return -0.5 * (quadratic + len(self.bias) * math.log(2 * math.pi)) - logarithms
+
+    def _partly(self, off: Tensor, observed: Tensor) -> Tensor:
+        """The same of what was observed, whose rows of W alone count; each example has a matrix M of its own."""
+        w = (self.weight / self.scale.unsqueeze(-1)) * observed.unsqueeze(-1)
+        r = torch.where(observed, off / self.scale, 0.0)
+        factor = torch.linalg.cholesky(torch.eye(w.shape[2], dtype=w.dtype, device=w.device) + w.mT @ w)
+        within = torch.linalg.solve_triangular(factor, w.mT @ r.unsqueeze(-1), upper=False).squeeze(-1)
+        quadratic = r.square().sum(1) - within.square().sum(1)
+        logarithms = torch.where(observed, self.scale.log(), 0.0).sum(1) + factor.diagonal(dim1=1, dim2=2).log().sum(1)
+        return -0.5 * (quadratic + observed.sum(1) * math.log(2 * math.pi)) - logarithms
 
 
 def linear_normal_of(model: Model) -> LinearNormal | str:
@@ -60,7 +79,9 @@ def linear_normal_of(model: Model) -> LinearNormal | str:
     if likelihood.per == "network" or likelihood.link != "identity":
         return "and its likelihood has a σ from the network (not per='shared', 'dimension' or a fixed number) or a link"
     layers = [*_layers(likelihood.network), *_layers(likelihood.head)]
-    size = math.prod(model.latent_shape)
+    latent = math.prod(model.latent_shape)
+    # What joins the code at the first layer is one more input of a linear map
+    size = latent + getattr(likelihood.network, "condition", 0)
     weight = torch.eye(size, dtype=torch.float64, device=model.device)
     bias = weight.new_zeros(size)
     for layer in layers:
@@ -69,7 +90,8 @@ def linear_normal_of(model: Model) -> LinearNormal | str:
             return f"and its decoder is not linear ({type(layer).__name__}; hidden=[] makes a linear one)"
         weight, bias = own[0] @ weight, own[0] @ bias + own[1]
     scale = likelihood.scale(model.like.new_zeros(likelihood.event))
-    return LinearNormal(weight, bias, scale.detach().double().flatten())
+    by_condition = weight[:, latent:] if size > latent else None
+    return LinearNormal(weight[:, :latent], bias, scale.detach().double().flatten(), by_condition)
 
 
 def _layers(module: nn.Module) -> list[nn.Module]:

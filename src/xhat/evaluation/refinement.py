@@ -9,17 +9,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 
-from xhat.conditionals import Conditional
-from xhat.data import Examples, as_examples
+from xhat.conditionals import Headed
+from xhat.data import Batch, Examples, as_examples
 from xhat.distributions import is_discrete
 from xhat.errors import ConfigError, whole_number
 from xhat.evaluation.evidence import ELEMENTS
 from xhat.gradients import STL, Gradient
 from xhat.heap import kept_heap
 from xhat.models.base import Model, quiet
-from xhat.objectives import ELBO
+from xhat.objectives import ELBO, Posed
 from xhat.ranks import stream_seed
 
 BATCH = 500  # examples at once: each has steps of its own, so their number changes the time alone
@@ -132,42 +131,28 @@ def refine_examples(
     parts: list[tuple[Tensor, Tensor]] = []
     first = 0
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []), quiet(model):
-        for block in examples.batches(size):
+        for block in examples.batched(size):
             model.check(block, "x", first)
-            x, conditional = model.given(block), _conditional(model)
-            start = conditional.raw(x).detach()
+            batch, conditional = model.batch(block), _conditional(model)
+            start = conditional.raw(batch.x, batch.condition, batch.observed).detach()
             torch.manual_seed(stream_seed(seed, 0, first))
-            found = _ascend(model, x, start, steps, lr, samples)
+            found = _ascend(model, batch, start, steps, lr, samples)
             both = []
             for raw in (start, found):
                 torch.manual_seed(stream_seed(seed, 1, first))  # the same noise for both, and none that a step has seen
-                both.append(_log_weights(model, x, conditional.law(raw), measured).cpu())
+                both.append(_log_weights(model, model.pose(batch, q=conditional.law(raw)), measured).cpu())
             parts.append((both[0], both[1]))
-            first += len(block)
+            first += block.size
             if progress is not None:
-                progress(len(block))
+                progress(block.size)
     before, after = (torch.cat(column, 1) for column in zip(*parts, strict=True))
     gain = after - before
     errors = [values.std(0) / math.sqrt(measured) for values in (before, after, gain)]
     return Refinement(before.mean(0), after.mean(0), gain.mean(0), errors[0], errors[1], errors[2], steps)
 
 
-class _Own:
-    """What an objective asks of a model, with the given law of each example in place of the encoder's."""
-
-    def __init__(self, model: Model, prior: Distribution, posterior: Distribution, gradient: Gradient) -> None:
-        self.likelihood, self.gradient = model.likelihood, gradient
-        self.laws = prior, posterior
-
-    def prior(self) -> Distribution:
-        return self.laws[0]
-
-    def posterior(self, x: Tensor) -> Distribution:
-        return self.laws[1]
-
-
-def _conditional(model: Model) -> Conditional:
-    if not isinstance(model.posterior, Conditional):
+def _conditional(model: Model) -> Headed:
+    if not isinstance(model.posterior, Headed):
         raise ConfigError(
             "refinement moves the raw numbers that a posterior of one layer is made of, and a "
             f"{type(model.posterior).__name__} has none: use one of xhat.conditionals, such as conditionals.Normal"
@@ -175,29 +160,28 @@ def _conditional(model: Model) -> Conditional:
     return model.posterior
 
 
-def _ascend(model: Model, x: Tensor, start: Tensor, steps: int, lr: float, samples: int) -> Tensor:
+def _ascend(model: Model, batch: Batch, start: Tensor, steps: int, lr: float, samples: int) -> Tensor:
     """The raw numbers after so many steps, from ``start``; no weight of the model gets a gradient."""
-    conditional, prior = _conditional(model), model.prior()
+    conditional, posed = _conditional(model), model.pose(batch)
     law = conditional.law(start)
     path = law.has_rsample and not is_discrete(law)
     # A copy: a baseline that follows what it sees must not follow this.
     gradient: Gradient = STL() if path else copy.deepcopy(model.gradient)
+    posed = posed._replace(gradient=gradient)
     objective = ELBO(samples=gradient.usable(samples))
     raw = start.clone().requires_grad_()
     optimizer = torch.optim.Adam([raw], lr=lr)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = lr * (1 - step / steps)  # noise alone would keep a steady rate from arriving
         with torch.enable_grad():
-            loss = objective(_Own(model, prior, conditional.law(raw), gradient), x, x).loss.sum()
+            loss = objective(posed._replace(q=conditional.law(raw))).loss.sum()
             (raw.grad,) = torch.autograd.grad(loss, [raw])
         optimizer.step()
     return raw.detach()
 
 
-def _log_weights(model: Model, x: Tensor, q: Distribution, draws: int) -> Tensor:
+def _log_weights(model: Model, posed: Posed, draws: int) -> Tensor:
     """log p(x, z) - log q(z) at so many draws of q, ``(draws, B)``, float64."""
-    prior, chunk = model.prior(), max(1, ELEMENTS // (len(x) * model.numbers))
-    parts = []
-    for z in q.sample((draws,)).split(chunk):
-        parts.append((model.likelihood(z).log_prob(x) + prior.log_prob(z) - q.log_prob(z)).double())
+    q, prior, chunk = posed.q, posed.prior, max(1, ELEMENTS // (posed.target.size * model.numbers))
+    parts = [(posed.log_px(z) + prior.log_prob(z) - q.log_prob(z)).double() for z in q.sample((draws,)).split(chunk)]
     return torch.cat(parts)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from xhat.data import as_examples
+from xhat.data import Batch, as_examples
 from xhat.errors import ConfigError, whole_number
 from xhat.evaluation.annealed import Annealing
 from xhat.evaluation.evidence import ELEMENTS, block_size
@@ -132,7 +132,8 @@ def sandwich(
         size = block_size(model, elements=elements)
         for done in range(0, examples, size):
             count = min(size, examples - done)
-            parts.append(bounds(model, *simulated(model, count), settings, chains, samples, elements))
+            z, batch = simulated(model, count)
+            parts.append(bounds(model, z, batch, settings, chains, samples, elements))
             if progress is not None:
                 progress(count)
     lower, upper, sampled = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -140,22 +141,25 @@ def sandwich(
     return Sandwich(examples, chains, steps, samples, *measures)
 
 
-def simulated(model: Model, count: int) -> tuple[Tensor, Tensor]:
-    """Codes from the prior and examples made of them: draws from p(z, x), ``(count, *latent)`` and ``(count, *event)``."""
+def simulated(model: Model, count: int, condition: Tensor | None = None) -> tuple[Tensor, Batch]:
+    """Codes from the prior and examples made of them: draws from p(z, x), or p(z, x|c) under conditions ``(count, C)``."""
     with quiet(model):
-        z = model.prior().sample((count,))
-        return z, model.likelihood(z).sample()
+        posed = model.pose(model.blank(count)._replace(condition=condition))
+        p = posed.prior
+        z = p.sample() if p.batch_shape else p.sample((count,))
+        return z, Batch(posed.likelihood(z).sample(), condition=condition)
 
 
 def bounds(
-    model: Model, z: Tensor, x: Tensor, settings: Annealing, chains: int, samples: int, elements: int = ELEMENTS
+    model: Model, z: Tensor, batch: Batch, settings: Annealing, chains: int, samples: int, elements: int = ELEMENTS
 ) -> Bounds:
     """The bounds of examples x, of whose codes z are draws from p(z|x)."""
+    x = batch.x
     chunk = max(1, elements // (len(x) * model.numbers))
     alone = Spread(as_examples(x.cpu()), len(x), Ranks(), None)
     with quiet(model):
-        path = settings.path(model, x, chunk)
+        path = settings.path(model, batch, chunk)
         lower = averaged(path.forward, x, chains, chunk, alone, 0).log_px
         upper = -averaged(lambda count: -path.reverse(z.expand(count, *z.shape)), x, chains, chunk, alone, 0).log_px
-        importance = averaged(Importance().begin(model, x, chunk), x, samples, chunk, alone, 0).log_px
+        importance = averaged(Importance().begin(model, batch, chunk), x, samples, chunk, alone, 0).log_px
     return Bounds(lower.cpu(), upper.cpu(), importance.cpu())

@@ -6,9 +6,8 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
-from xhat.data import Examples
+from xhat.data import Batch, Examples
 from xhat.data.order import InOrder
 from xhat.ranks import Ranks, stream_seed
 
@@ -44,14 +43,14 @@ class Spread:
         """The positions of this process's examples."""
         return slice(self.own.start * self.size, min(self.own.stop * self.size, len(self.examples)))
 
-    def blocks(self) -> Iterator[tuple[int, int, Tensor]]:
-        """This process's blocks: the number, the position of the first example, and the examples, ``(n, *event)``."""
+    def blocks(self) -> Iterator[tuple[int, int, Batch]]:
+        """This process's blocks: the number, the position of the first example, and the examples."""
         count = len(self.examples)
         if self.parted:
             bounds = ((number * self.size, min((number + 1) * self.size, count)) for number in self.own)
-            batches = self.examples.feed(InOrder(count), bounds)
+            batches: Iterator[Batch] = (Batch(x) for x in self.examples.feed(InOrder(count), bounds))
         else:
-            batches = self.examples.batches(self.size)
+            batches = self.examples.batched(self.size)
         for number in self.own:
             self.draw_from(number)  # dynamic binarisation draws, too
             yield number, number * self.size, next(batches)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from xhat import conditionals, priors
-from xhat.conditionals import CONDITIONALS, Conditional
+from xhat.conditionals import CONDITIONALS, Headed
 from xhat.data import Corruption, corruption_from
 from xhat.errors import ConfigError, whole_number
 from xhat.gradients import Gradient, gradient_of
@@ -58,16 +58,28 @@ SEVERAL = {"iwae": 50, "ciwae": 50, "renyi": 50, "miwae": 8, "piwae": 8}  # draw
 
 def networks_for(shape: tuple[int, ...], o: Options) -> tuple[Network, Network]:
     """The bodies of the encoder and of the decoder."""
+    beside, down_beside = known_of(o, mask=True), known_of(o)
     if o["network"] == "mlp":
         hidden = tuple(o["hidden"])
-        return MLP(shape, hidden, o["activation"]), MLP(code_shape(o), hidden[::-1], o["activation"])
+        return MLP(shape, hidden, o["activation"], **beside), MLP(code_shape(o), hidden[::-1], o["activation"], **down_beside)
     if o["network"] != "conv":
         raise ConfigError(f"network must be mlp or conv, was {o['network']!r}")
     if len(tuple(o["hidden"])) != 1:
         raise ConfigError(f"a convolutional network has one fully connected layer, but hidden was {tuple(o['hidden'])}")
     channels, hidden = tuple(o["channels"]), o["hidden"][0]
-    up = ConvEncoder(shape, channels, hidden, o["activation"])
-    return up, ConvDecoder(code_shape(o), shape, channels[::-1], hidden, o["activation"])
+    up = ConvEncoder(shape, channels, hidden, o["activation"], **beside)
+    return up, ConvDecoder(code_shape(o), shape, channels[::-1], hidden, o["activation"], **down_beside)
+
+
+def known_of(o: Options, mask: bool = False) -> dict[str, Any]:
+    """What a network takes beside its input, as keywords: nothing of a model without a condition that sees whole examples."""
+    known: dict[str, Any] = {"condition": o["condition_size"]} if o.get("condition_size") else {}
+    return {**known, "masked": True} if mask and o.get("masked") else known
+
+
+def between_layers(o: Options) -> dict[str, Any]:
+    """The same of a network between two layers of z, which a condition changes only if the prior depends on it."""
+    return known_of(o) if o.get("prior_condition") else {}
 
 
 def code_shape(o: Options) -> tuple[int, ...]:
@@ -78,13 +90,13 @@ def code_shape(o: Options) -> tuple[int, ...]:
     return (o["latent"], o["categories"])
 
 
-def _conditional(name: str, what: str) -> type[Conditional]:
+def _conditional(name: str, what: str) -> type[Headed]:
     if name not in CONDITIONALS:
         raise ConfigError(f"{what} must be one of {', '.join(CONDITIONALS)}, was {name!r}")
     return CONDITIONALS[name]
 
 
-def likelihood_for(network: Network, shape: tuple[int, ...], o: Options) -> Conditional:
+def likelihood_for(network: Network, shape: tuple[int, ...], o: Options) -> Headed:
     """p(x|z) on a body."""
     cls = _conditional(o["likelihood"], "likelihood")
     if cls is conditionals.Delta:
@@ -100,7 +112,7 @@ def likelihood_for(network: Network, shape: tuple[int, ...], o: Options) -> Cond
     return cls(network, shape)  # type: ignore[call-arg]
 
 
-def posterior_for(network: Network, o: Options) -> Conditional:
+def posterior_for(network: Network, o: Options) -> Headed:
     """q(z|x) on a body, or a further layer of z."""
     if o["posterior"] in FLOWS:
         return conditionals.Flow(network, o["latent"], o["posterior"], o["transforms"], scale=o["posterior_scale"])
@@ -121,19 +133,29 @@ def prior_for(shape: tuple[int, ...], o: Options) -> nn.Module:
     kind = o.get("prior", "standard")
     if kind not in LEARNED_PRIORS:
         raise ConfigError(f"prior must be one of {', '.join(LEARNED_PRIORS)}, was {kind!r}")
+    under = between_layers(o)
     if kind == "mixture":
-        return priors.Mixture(o["latent"], 10 if o["components"] is None else o["components"])
+        return priors.Mixture(o["latent"], 10 if o["components"] is None else o["components"], **under)
     if kind == "vamp":
         within = o["likelihood"] in ("bernoulli", "continuous-bernoulli", *LEVELLED)
+        if not under and o.get("condition_size"):
+            under = {"beside": o["condition_size"]}
         return priors.VampPrior(
-            code_shape(o), shape, 500 if o["components"] is None else o["components"], (0.0, 1.0) if within else None
+            code_shape(o), shape, 500 if o["components"] is None else o["components"], (0.0, 1.0) if within else None, **under
         )
     if kind != "standard":
-        return priors.Flow(o["latent"], "autoregressive" if kind == "flow" else kind, o["transforms"])
+        return priors.Flow(o["latent"], "autoregressive" if kind == "flow" else kind, o["transforms"], **under)
+    if under:  # a law of the posterior's own kind, from the condition
+        return priors.Given(posterior_for(MLP(o["condition_size"], tuple(o["hidden"])[-1:], o["activation"]), _plain(o)))
     prior = PRIOR_OF.get(o["posterior"], priors.StandardNormal)
     if prior is priors.Categorical:
         return priors.Categorical(o["latent"], o["levels"])
     return prior(code_shape(o), learn=True) if o.get("learn_prior") else prior(code_shape(o))  # type: ignore[call-arg]
+
+
+def _plain(o: Options) -> Options:
+    """The same options, with the plain Normal where the posterior is made of one."""
+    return {**o, "posterior": "normal"} if o["posterior"] in (*FLOWS, "multivariate-normal") else o
 
 
 def gradient_for(shape: tuple[int, ...], o: Options) -> Gradient:

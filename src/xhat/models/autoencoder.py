@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from torch import nn
 
-from xhat.conditionals import Conditional, event_of
+from xhat.conditionals import Headed, event_of
 from xhat.data import Corruption
 from xhat.errors import ConfigError
 from xhat.gradients import Pathwise
@@ -27,6 +28,7 @@ class Autoencoder(Model):
         tied: whether the decoder uses the encoder's weights, transposed (both must be MLPs that mirror each other).
         prior: a law of the codes, from which new examples are sampled; no part of the training. :func:`xhat.fit_prior` makes one
             of the codes of a trained autoencoder.
+        condition: the names of what all is conditioned on; see :class:`xhat.VAE`.
 
     Raises:
         ConfigError: parts that do not fit each other; an objective that needs a prior.
@@ -54,13 +56,15 @@ class Autoencoder(Model):
         corruption: Corruption | None = None,
         tied: bool = False,
         prior: nn.Module | None = None,
+        condition: Mapping[str, Any] | None = None,
     ) -> None:
         if prior is not None:
             event_of(prior, "prior")
         if isinstance(objective, ELBO):
             raise ConfigError("an Autoencoder has no prior, so it has no ELBO: use objectives.SquaredError, or a VAE")
         if tied:
-            if not isinstance(posterior, Conditional) or not isinstance(likelihood, Conditional):
+            if not isinstance(posterior, Headed) or not isinstance(likelihood, Headed):
                 raise ConfigError("tied weights need conditionals of xhat on MLPs: use conditionals.Delta and Normal")
             tie((posterior.network, posterior.head), (likelihood.network, likelihood.head))
-        super().__init__(prior, posterior, likelihood, SquaredError() if objective is None else objective, Pathwise(), corruption)
+        objective = SquaredError() if objective is None else objective
+        super().__init__(prior, posterior, likelihood, objective, Pathwise(), corruption, condition)

@@ -1,4 +1,4 @@
-"""The chassis that every model stands on."""
+"""What every model is: a posterior, a likelihood and an objective, and the problem that they pose for a batch."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import abc
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from xhat.conditionals import CONDITIONALS, Chain, Conditional, Ladder, event_of
+from xhat.conditionals import CONDITIONALS, Conditional, condition_of, event_of
 from xhat.conditionals import Delta as Code
-from xhat.data import Corruption, Examples
+from xhat.conditionals.chain import called
+from xhat.data import Batch, Conditions, Corruption, Examples
 from xhat.distributions import Chain as JointLaw
 from xhat.distributions import Delta, widths
 from xhat.errors import ConfigError, DataError, whole_number
@@ -23,8 +25,9 @@ from xhat.gradients import Gradient
 from xhat.models.trial import try_out
 from xhat.networks.bayesian_models import is_bayesian, mean_weights
 from xhat.networks.products import quick_products
-from xhat.objectives import ELBO, Objective, Terms
+from xhat.objectives import ELBO, Objective, Posed, Terms
 from xhat.parts import Part
+from xhat.priors import law_of
 
 _SUCH_AS = {"objective": "ELBO()", "gradient": "Pathwise()"}
 
@@ -33,7 +36,7 @@ PIECE = 1000  # examples at once of what is read from files
 
 
 class Stage(NamedTuple):
-    """One stretch of training: what is trained, on terms that ``module(x)`` gives for a batch of raw examples."""
+    """One stretch of training: what is trained, on terms that ``module(batch)`` gives for some raw examples."""
 
     name: str
     module: nn.Module
@@ -43,8 +46,13 @@ class Stage(NamedTuple):
 class Model(Part, nn.Module, abc.ABC):
     """Abstract: a posterior, a likelihood, an objective and a gradient, and perhaps a prior and a corruption.
 
-    ``model.posterior(x)``, ``model.likelihood(z)`` and ``model.prior()`` are distributions. Shapes: x is ``(B, *event_shape)``,
-    z ``(…, B, *latent_shape)``.
+    ``model.posterior(x)``, ``model.likelihood(z)`` and ``model.prior()`` are distributions, of a model with a condition
+    ``model.posterior(x, condition=c)`` and so on. Shapes: x is ``(B, *event_shape)``, z ``(…, B, *latent_shape)``, c ``(B, C)``.
+
+    Attributes:
+        conditions: the names and classes of what the model is conditioned on; None of a model without a condition, or of one
+            whose parts take numbers without names.
+        condition_size: C, how many numbers of a condition its parts take; 0 for none.
     """
 
     event_shape: tuple[int, ...]
@@ -60,6 +68,7 @@ class Model(Part, nn.Module, abc.ABC):
         objective: Objective,
         gradient: Gradient,
         corruption: Corruption | None,
+        condition: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if prior is not None:
@@ -78,11 +87,25 @@ class Model(Part, nn.Module, abc.ABC):
             raise ConfigError(f"corruption must be a module, such as xhat.data.Masking(0.5), was {corruption!r}")
         self.event_shape = event_of(likelihood, "likelihood")
         self.latent_shape = event_of(posterior, "posterior")
-        if isinstance(posterior, Conditional | Chain | Ladder):
-            posterior.bind(self.event_shape, "posterior")
-        if isinstance(likelihood, Conditional):
-            likelihood.bind(self.latent_shape, "likelihood")
+        self.conditions = None if condition is None else Conditions.of(condition)
+        self.condition_size = self._condition_size()
+        for conditional, shape, what in (
+            (posterior, self.event_shape, "posterior"),
+            (likelihood, self.latent_shape, "likelihood"),
+        ):
+            if isinstance(conditional, Conditional):
+                conditional.bind(shape, what)
         self._put_together()
+
+    def _condition_size(self) -> int:
+        size = condition_of(self.posterior, self.likelihood, getattr(self, "prior", None))
+        if self.conditions is not None and self.conditions.size != size:
+            takes = f"take one of {size}" if size else "take none"
+            raise ConfigError(
+                f"the condition {', '.join(self.conditions.names)} has {self.conditions.size} numbers, but the model's networks "
+                f"{takes}: make them with condition={self.conditions.size}"
+            )
+        return size
 
     def _put_together(self) -> None:
         """Let the parts meet that want to, and see whether all fit."""
@@ -99,25 +122,121 @@ class Model(Part, nn.Module, abc.ABC):
         if self.like.is_meta:  # an outline of a model has shapes and no values
             return
         with quiet(self):
-            try_out(self, self.like.new_zeros(3, *self.event_shape))
+            try_out(self, self.blank(3))
 
-    def forward(self, x: Tensor) -> Terms:
+    def blank(self, count: int) -> Batch:
+        """Examples of zeros, under conditions of zeros."""
+        like = self.like
+        return Batch(
+            like.new_zeros(count, *self.event_shape),
+            condition=like.new_zeros(count, self.condition_size) if self.condition_size else None,
+        )
+
+    def forward(self, batch: Batch | Tensor) -> Terms:
         """The objective's terms, unchecked: what the training loop calls after it has checked the data once.
 
         The encoder sees a corrupted x when there is a corruption; the target is the clean x.
         """
-        seen = x if self.corruption is None else self.corruption(x)
-        return self.objective(self, seen, x)
+        if isinstance(batch, Tensor):
+            batch = Batch(batch)
+        seen = batch.x if self.corruption is None else self.corruption(batch.x)
+        return self.objective(self.pose(batch, seen))
 
-    def loss(self, x: Tensor) -> Tensor:
+    def pose(self, batch: Batch, seen: Tensor | None = None, q: Distribution | None = None) -> Posed:
+        """The inference problem of some examples, unchecked: what objectives, evidence and every other measure take.
+
+        Args:
+            batch: of the model's device and dtype; see :meth:`batch`.
+            seen: what the encoder sees, ``(B, *event_shape)``; the examples themselves unless given.
+            q: a posterior in place of the encoder's.
+        """
+        seen = batch.x if seen is None else seen
+        if batch.observed is not None:
+            seen = torch.where(batch.observed, seen, torch.zeros((), dtype=seen.dtype, device=seen.device))
+        if q is None:
+            q = called(self.posterior, seen, condition=batch.condition, observed=batch.observed)
+        known = {"condition": batch.condition, "exposure": batch.exposure}
+        if batch.condition is not None and not condition_of(self.likelihood):
+            del known["condition"]
+        bound = {name: value for name, value in known.items() if value is not None}
+        likelihood = partial(self.likelihood, **bound) if bound else self.likelihood
+        p = law_of(self.prior, batch.condition) if hasattr(self, "prior") else None  # type: ignore[arg-type]
+        return Posed(q, p, likelihood, batch, self.gradient, seen)
+
+    def batch(self, x: Any, condition: Any = None) -> Batch:
+        """What a user brings, on the model's device and of its dtype, with the condition that the model needs.
+
+        Args:
+            x: a :class:`~xhat.data.Batch`, ``Examples``, a tensor or an array.
+            condition: numbers ``(B, C)``, or values by name (:meth:`~xhat.data.Conditions.encode`), in place of x's own.
+
+        Raises:
+            DataError: a condition for a model without one, none for a model with one, one of another size or with unknown names.
+        """
+        given = x if isinstance(x, Batch) else x.batch(slice(None)) if isinstance(x, Examples) else Batch(self.given(x))
+        given = given.to(self.like)
+        if condition is not None:
+            given = given._replace(condition=self.condition(condition, given.size, given.condition))
+        self.need_condition(given.condition, given.size)
+        return given
+
+    def condition(self, condition: Any, count: int, base: Tensor | None = None) -> Tensor:
+        """The rows of numbers, ``(count, C)``, of a condition in numbers or in values by name.
+
+        Args:
+            condition: ``(count, C)`` or ``(C,)`` numbers; or values by name, one for all or one for each example.
+            count: how many examples it is for.
+            base: rows whose numbers stand for the fields that the names leave out.
+
+        Raises:
+            DataError: the model has no condition, or none with names; unknown names or classes; another number of rows.
+        """
+        if not self.condition_size:
+            raise DataError(f"this {type(self).__name__} was made without a condition, but one was given: leave it out")
+        if isinstance(condition, Mapping):
+            if self.conditions is None:
+                raise DataError(
+                    "the condition of this model has no names: give its numbers, or make the model with condition={'label': 10}"
+                )
+            rows = self.conditions.encode(condition, count, base)
+        else:
+            rows = torch.as_tensor(condition)
+            rows = rows.expand(count, *rows.shape[-1:]) if rows.ndim == 1 or len(rows) == 1 else rows
+        rows = rows.to(self.like)
+        self.need_condition(rows, count)
+        return rows
+
+    def need_condition(self, condition: Tensor | None, count: int) -> None:
+        """Refuse a condition for a model without one, the reverse, and one of another size.
+
+        Raises:
+            DataError: says which.
+        """
+        if condition is None and self.condition_size:
+            names = "" if self.conditions is None else f" ({', '.join(self.conditions.names)})"
+            raise DataError(
+                f"this {type(self).__name__} is conditioned on {self.condition_size} numbers{names}, but no condition was given: "
+                "give condition=…, or examples that carry it"
+            )
+        if condition is None:
+            return
+        if not self.condition_size:
+            raise DataError(f"this {type(self).__name__} was made without a condition, but one was given: leave it out")
+        if tuple(condition.shape) != (count, self.condition_size):
+            raise DataError(
+                f"the condition must have shape ({count}, {self.condition_size}), a row for each example, was "
+                f"{tuple(condition.shape)}"
+            )
+
+    def loss(self, x: Any, condition: Any = None) -> Tensor:
         """The training loss per example, ``(B,)``; in nats where the objective is.
 
         Raises:
-            DataError: x has another shape, or values outside the likelihood's support.
+            DataError: x has another shape, or values outside the likelihood's support; a condition that does not fit.
         """
-        x = self.given(x)
-        self.check(x)
-        return self(x).loss
+        batch = self.batch(x, condition)
+        self.check(batch)
+        return self(batch).loss
 
     @property
     def like(self) -> Tensor:
@@ -146,74 +265,107 @@ class Model(Part, nn.Module, abc.ABC):
     def variables(self) -> tuple[int, ...]:
         """How many numbers of the flat code each latent variable takes: K for a one-hot vector of K categories, else 1."""
         with quiet(self):
-            return widths(self.posterior(self.like.new_zeros(1, *self.event_shape)))
+            return widths(self.pose(self.blank(1)).q)
 
-    def check(self, x: Tensor, where: str = "x", first: int = 0) -> None:
-        """Refuse examples of another shape, or outside the likelihood's support.
+    def check(self, x: Tensor | Batch, where: str = "x", first: int = 0) -> None:
+        """Refuse examples of another shape, or with observed values outside the likelihood's support.
 
         Raises:
             DataError: says which.
         """
+        x, observed = (x.x, x.observed) if isinstance(x, Batch) else (x, None)
+        if observed is not None and observed.shape != x.shape:
+            raise DataError(f"observed must have the shape of {where}, {tuple(x.shape)}, was {tuple(observed.shape)}")
         if x.ndim == 0 or tuple(x.shape[1:]) != self.event_shape:
             raise DataError(
                 f"{where} must have shape (B, {', '.join(map(str, self.event_shape))}) for this model, was {tuple(x.shape)}"
             )
         if isinstance(self.likelihood, Conditional):
-            self.likelihood.check(x, where, first)
+            self.likelihood.check(x, where, first, observed)
 
-    def elbo(self, x: Tensor, samples: int = 1) -> Tensor:
+    def elbo(self, x: Any, samples: int = 1, condition: Any = None) -> Tensor:
         r"""The evidence lower bound per example, :math:`E_q[\log p(x|z)] - KL(q(z|x) \,\|\, p(z))`, ``(B,)``, in nats.
 
-        It is the bound itself: weight 1 on the KL, no free bits, a clean x; the KL in closed form where there is one.
+        It is the bound itself: weight 1 on the KL, no free bits, a clean x; the KL in closed form where there is one. Under a
+        condition it bounds log p(x|c); where not all of x was observed, the log density of what was.
 
         Raises:
             ConfigError: the model has no prior, or a code without a density.
             DataError: x has another shape, or values outside the likelihood's support.
         """
         self.need_bound("have an evidence lower bound")
-        x = self.given(x)
-        self.check(x)
+        batch = self.batch(x, condition)
+        self.check(batch)
         whole_number("samples", samples)
         kl = self.objective.kl if isinstance(self.objective, ELBO) else "auto"
         # Any number of draws has the same mean; an estimator that needs two for its baseline gets two.
         samples = self.gradient.usable(samples)
-        return ELBO(kl=kl, samples=samples)(self, x, x).measures["elbo"]
+        return ELBO(kl=kl, samples=samples)(self.pose(batch)).measures["elbo"]
 
-    def encode(self, x: Tensor, sample: bool = False) -> Tensor:
+    def encode(self, x: Any, sample: bool = False, condition: Any = None) -> Tensor:
         """The posterior's mean, or a draw from it, ``(B, *latent_shape)``."""
         if isinstance(x, Examples) and not x.resident:  # more than memory holds: its codes are less
-            return torch.cat([self.encode(batch, sample) for batch in x.batches(PIECE)])
+            return torch.cat([self.encode(batch, sample, condition) for batch in x.batched(PIECE)])
+        batch = self.batch(x, condition)
         with quiet(self), self._still(sample):
-            q = self.posterior(self.given(x))
+            q = self.pose(batch).q
             return q.sample() if sample else centre(q)
 
-    def decode(self, z: Tensor, sample: bool = False) -> Tensor:
+    def decode(self, z: Any, sample: bool = False, condition: Any = None) -> Tensor:
         """The likelihood's mean, or a draw from it, ``(B, *event_shape)``."""
+        z = self.given(z)
+        count = z.shape[-1 - len(self.latent_shape)] if z.ndim > len(self.latent_shape) else 1
+        rows = None if condition is None else self.condition(condition, count)
+        self.need_condition(rows, count)
         with quiet(self), self._still(sample):
-            p = self.likelihood(self.given(z))
+            takes = rows is not None and condition_of(self.likelihood)
+            p = called(self.likelihood, z, condition=rows if takes else None)
             return p.sample() if sample else centre(p)
 
     def _still(self, sample: bool) -> contextlib.AbstractContextManager[object]:
         """Random weights at their means, unless draws are asked for."""
         return contextlib.nullcontext() if sample or not is_bayesian(self) else mean_weights(self)
 
-    def reconstruct(self, x: Tensor, sample: bool = False) -> Tensor:
-        """x̂: what the code of x decodes to; with ``sample`` both the code and the example are drawn."""
-        return self.decode(self.encode(x, sample), sample)
+    def reconstruct(self, x: Any, sample: bool = False, condition: Any = None, as_if: Any = None) -> Tensor:
+        """x̂: what the code of x decodes to; with ``sample`` both the code and the example are drawn.
 
-    def sample(self, n: int, sample: bool = False) -> Tensor:
+        Where not all of x was observed, x̂ is complete.
+
+        Args:
+            x: examples.
+            sample: draw, instead of taking means.
+            condition: what x is encoded under.
+            as_if: another condition, which its code is decoded under: what x would look like then. Of values by name, those left
+                out stay as they are.
+        """
+        if isinstance(x, Examples) and not x.resident:
+            return torch.cat([self.reconstruct(batch, sample, condition, as_if) for batch in x.batched(PIECE)])
+        batch = self.batch(x, condition)
+        rows = batch.condition if as_if is None else self.condition(as_if, batch.size, batch.condition)
+        return self.decode(self.encode(batch, sample), sample, rows)
+
+    def sample(self, n: int, sample: bool = False, condition: Any = None) -> Tensor:
         """``n`` new examples: z from the prior, then the likelihood's mean, or with ``sample`` a draw from it.
+
+        Args:
+            n: how many.
+            sample: draw x, instead of taking its mean.
+            condition: what they are drawn under, such as ``{"label": 3}``: one for all, or one for each.
 
         Raises:
             ConfigError: the model has no prior.
+            DataError: a condition that does not fit.
         """
         whole_number("n", n)
         self.need_prior(
             "sample new examples", "train a VAE for that, or fit a prior to its codes with fit-prior (xhat.fit_prior)"
         )
+        rows = None if condition is None else self.condition(condition, n)
+        self.need_condition(rows, n)
         with quiet(self):
-            z = self.prior().sample((n,))
-        return self.decode(z, sample)
+            p = law_of(self.prior, rows)  # type: ignore[arg-type]
+            z = p.sample() if p.batch_shape else p.sample((n,))
+        return self.decode(z, sample, rows)
 
     def need_prior(self, purpose: str, remedy: str = "train a VAE for that") -> None:
         """Refuse what only a model with a prior can do.
@@ -235,7 +387,7 @@ class Model(Part, nn.Module, abc.ABC):
         if type(self.posterior) in CONDITIONALS.values():
             return not isinstance(self.posterior, Code)
         with quiet(self):
-            return not isinstance(self.posterior(self.like.new_zeros(1, *self.event_shape)), Delta)
+            return not isinstance(self.pose(self.blank(1)).q, Delta)
 
     def need_bound(self, purpose: str) -> None:
         """Refuse what only a model with an evidence bound can do.
@@ -259,6 +411,7 @@ class Model(Part, nn.Module, abc.ABC):
         event_of(prior, "prior")
         model = copy.deepcopy(self)
         model.prior = prior.to(self.like.device, self.like.dtype)
+        model.condition_size = model._condition_size()
         model._put_together()
         return model
 

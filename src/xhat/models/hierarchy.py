@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from xhat import conditionals, priors
-from xhat.conditionals import Chain, Conditional, Ladder
+from xhat.conditionals import Chain, Headed, Ladder
 from xhat.errors import ConfigError
 from xhat.networks import MLP, Take
 from xhat.networks.base import Network, as_shape
@@ -44,6 +44,7 @@ def hierarchy(
     posterior_scale: str | float = "softplus",
     learn_prior: bool = False,
     bodies: tuple[Network, Network] | None = None,
+    prior_condition: int = 0,
 ) -> Hierarchy:
     r"""Prior, posterior and the likelihood's body of a model with L ≥ 2 stochastic layers.
 
@@ -62,7 +63,9 @@ def hierarchy(
         layer: the law of each layer, ``"normal"`` or, bottom-up only, ``"bernoulli"``.
         posterior_scale: how the σ of Normal layers is made positive, in the posterior and in the prior; or a number.
         learn_prior: of Bernoulli layers, whether the top layer's probabilities are trained.
-        bodies: a body from x up and one from z₁ down, such as convolutional ones, in place of those that ``hidden`` describes.
+        bodies: a body from x up and one from z₁ down, such as convolutional ones, in place of those that ``hidden`` describes;
+            bodies that take a condition make a model with one.
+        prior_condition: C, if the layers of z are to depend on a condition of so many numbers; 0 if x alone does.
 
     Raises:
         ConfigError: fewer than two layers; an unknown direction or layer, or two that do not go together; bodies that do not fit.
@@ -88,15 +91,18 @@ def hierarchy(
     if learn_prior and layer != "bernoulli":
         raise ConfigError(f"learn_prior trains the probabilities of Bernoulli layers, but layer was {layer!r}: leave it out")
 
-    def conditional(network: Network, size: int) -> Conditional:
+    def conditional(network: Network, size: int) -> Headed:
         return conditionals.Bernoulli(network, size) if layer == "bernoulli" else _normal(network, size, posterior_scale)
 
     up, down = bodies or (MLP(event, hidden, activation), MLP(sizes[0], tuple(hidden)[::-1], activation))
+    known: dict[str, Any] = {"condition": prior_condition} if prior_condition else {}
     prior: nn.Module = priors.StandardNormal(sizes[-1])
     if layer == "bernoulli":
         prior = priors.Bernoulli(sizes[-1], learn=learn_prior)
+    if prior_condition:
+        prior = priors.Given(conditional(MLP(prior_condition, tuple(between)[-1:], activation), sizes[-1]))
     for i in reversed(range(len(sizes) - 1)):
-        network: Network = MLP(sizes[i + 1], tuple(between)[::-1], activation)
+        network: Network = MLP(sizes[i + 1], tuple(between)[::-1], activation, **known)
         above = sum(sizes[i + 1 :])  # p(z_i | z_{i+1}) is handed all the layers above
         prior = priors.Chain(prior, conditional(network if above == sizes[i + 1] else Take(network, above), sizes[i]))
     posterior: nn.Module
@@ -104,7 +110,7 @@ def hierarchy(
         posterior = Ladder(_estimates(up, sizes, between, activation, posterior_scale))
     else:
         layers = [conditional(up, sizes[0])]
-        layers += [conditional(MLP(a, between, activation), b) for a, b in pairwise(sizes)]
+        layers += [conditional(MLP(a, between, activation, **known), b) for a, b in pairwise(sizes)]
         posterior = layers.pop()
         while layers:
             posterior = Chain(layers.pop(), posterior)

@@ -67,6 +67,7 @@ class ModelOptions:
         final_temperature: where a temperature ends that falls geometrically.
         temperature_epochs: how many epochs that takes.
         noise: of the pathwise gradient, "independent", "antithetic" or "sobol".
+        prior_condition: let the prior depend on the condition too, as encoder and decoder do.
         corruption: noise on the encoder's input, "masking:0.5", "normal-noise:0.3" or "salt-and-pepper:0.25".
         tied: let the decoder use the encoder's weights, transposed.
     """
@@ -116,5 +117,6 @@ class ModelOptions:
     final_temperature: float | None = None
     temperature_epochs: float | None = None
     noise: str | None = None
+    prior_condition: bool | None = None
     corruption: str | None = None
     tied: bool | None = None

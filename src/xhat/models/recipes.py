@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any, NamedTuple
 
 from xhat import conditionals, priors
-from xhat.conditionals import Conditional
+from xhat.conditionals import Headed
+from xhat.data import Conditions
 from xhat.errors import ConfigError, whole_number
 from xhat.gradients import Layers
 from xhat.models.assembly import (
     FLOWS,
     OBJECTIVES,
     Options,
+    between_layers,
     code_shape,
     corruption_for,
     gradient_for,
@@ -76,6 +78,7 @@ _VARIATIONAL: Options = {
     "temperature_epochs": None,
     "noise": None,
     "categories": 10,
+    "prior_condition": False,
 }
 _OF_NORMAL_CODES = ("posterior", "posterior_scale", "categories", "prior", "components", "transforms")
 _DISCRETE: Options = {
@@ -105,7 +108,7 @@ NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-def _code_parts(shape: tuple[int, ...], o: Options) -> tuple[Conditional, Conditional, Objective]:
+def _code_parts(shape: tuple[int, ...], o: Options) -> tuple[Headed, Headed, Objective]:
     up, down = networks_for(shape, o)
     squared = o["likelihood"] == "normal"
     likelihood = likelihood_for(down, shape, {**o, "scale": 1.0, "per": "shared", "minimum": 1e-4})
@@ -114,19 +117,25 @@ def _code_parts(shape: tuple[int, ...], o: Options) -> tuple[Conditional, Condit
 
 def _autoencoder(shape: tuple[int, ...], o: Options) -> Model:
     posterior, likelihood, objective = _code_parts(shape, o)
-    return Autoencoder(posterior, likelihood, objective, corruption_for(o), o["tied"])
+    return Autoencoder(posterior, likelihood, objective, corruption_for(o), o["tied"], **_named(o))
 
 
 def _stacked(shape: tuple[int, ...], o: Options) -> Model:
     posterior, likelihood, objective = _code_parts(shape, {**o, "network": "mlp"})
-    return Stacked(posterior, likelihood, objective, corruption_for(o))
+    return Stacked(posterior, likelihood, objective, corruption_for(o), **_named(o))
+
+
+def _named(o: Options) -> Options:
+    """The names of the condition, where there is one, as a keyword of a model."""
+    return {} if o["condition"] is None else {"condition": o["condition"]}
 
 
 def _vae(shape: tuple[int, ...], o: Options) -> Model:
     up, down = networks_for(shape, o)
     gradient = gradient_for(shape, o)
     likelihood, objective = likelihood_for(down, shape, o), objective_for(gradient, o)
-    return VAE(prior_for(shape, o), posterior_for(up, o), likelihood, objective, gradient, corruption_for(o))
+    prior, posterior = prior_for(shape, o), posterior_for(up, o)
+    return VAE(prior, posterior, likelihood, objective, gradient, corruption_for(o), **_named(o))
 
 
 def _hierarchical(shape: tuple[int, ...], o: Options) -> Model:
@@ -141,10 +150,11 @@ def _hierarchical(shape: tuple[int, ...], o: Options) -> Model:
         direction=o["direction"],
         posterior_scale=o["posterior_scale"],
         bodies=bodies,
+        prior_condition=o["condition_size"] if o["prior_condition"] else 0,
     )
     gradient = gradient_for(shape, o)
     likelihood, objective = likelihood_for(parts.decoder, shape, o), objective_for(gradient, o)
-    return VAE(parts.prior, parts.posterior, likelihood, objective, gradient, corruption_for(o))
+    return VAE(parts.prior, parts.posterior, likelihood, objective, gradient, corruption_for(o), **_named(o))
 
 
 def _discrete(posterior: str) -> Callable[[tuple[int, ...], Options], Model]:
@@ -162,8 +172,8 @@ def _two_layers(shape: tuple[int, ...], o: Options) -> Model:
     """x → z₁ → z₂ upwards, z₂ → z₁ → x downwards, with the same hidden layers on each of the four ways."""
     up, down = networks_for(shape, o)
     code, hidden = code_shape(o), tuple(o["hidden"])
-    further = posterior_for(MLP(code, hidden, o["activation"]), o)
-    below = posterior_for(MLP(code, hidden[::-1], o["activation"]), o)
+    further = posterior_for(MLP(code, hidden, o["activation"], **between_layers(o)), o)
+    below = posterior_for(MLP(code, hidden[::-1], o["activation"], **between_layers(o)), o)
     posterior = conditionals.Chain(posterior_for(up, o), further)
     gradient = gradient_for(shape, o)
     if o["objective"] == "elbo":  # the logarithm of a mean is no sum over layers: there one estimator takes both as one draw
@@ -175,6 +185,7 @@ def _two_layers(shape: tuple[int, ...], o: Options) -> Model:
         objective_for(gradient, o),
         gradient,
         corruption_for(o),
+        **_named(o),
     )
 
 
@@ -237,12 +248,23 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def build(recipe: str, shape: int | Sequence[int], **options: Any) -> Model:
+def build(
+    recipe: str,
+    shape: int | Sequence[int],
+    *,
+    condition: Mapping[str, Any] | None = None,
+    masked: bool = False,
+    **options: Any,
+) -> Model:
     """A model from a name.
 
     Args:
         recipe: a name of ``xhat.RECIPES``.
         shape: the event shape of one example, ``(1, 28, 28)`` or ``(30,)``.
+        condition: what everything is conditioned on, by name: a number of classes, a list of their names, ``"real"``, or
+            ``{"mean": m, "std": s}``; see :class:`xhat.data.Conditions`. Encoder and decoder see it, and with
+            ``prior_condition=True`` the prior.
+        masked: whether the encoder sees which values were observed; for examples of which some were not.
         **options: fields of :class:`xhat.models.options.ModelOptions`; which of them a recipe has is in its ``defaults``.
 
     Raises:
@@ -263,7 +285,10 @@ def build(recipe: str, shape: int | Sequence[int], **options: Any) -> Model:
             raise ConfigError(f"{reason}; its options are {', '.join(row.defaults)}")
         if isinstance(row.defaults[name], str) and not isinstance(given[name], Hashable):
             raise ConfigError(f"{name} must be one name, such as {row.defaults[name]!r}, was {given[name]!r}")
-    chosen = {**row.defaults, **given}
+    size = 0 if condition is None else Conditions.of(condition).size
+    chosen = {**row.defaults, **given, "condition": condition, "condition_size": size, "masked": masked}
+    if chosen.get("prior_condition") and condition is None:
+        raise ConfigError("prior_condition lets the prior depend on a condition, and there is none: give condition=…")
     for name, (what, values) in NEEDS.items():
         if name in given and what in chosen and chosen[what] not in values:
             raise ConfigError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +11,7 @@ from torch.distributions import Distribution, Independent
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from xhat.conditionals import Chain
+from xhat.data import Batch
 from xhat.distributions import Delta, is_discrete
 from xhat.distributions.support import extended_log_prob
 from xhat.errors import ConfigError, XhatError
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from xhat.models.base import Model
 
 
-def try_out(model: Model, x: Tensor) -> None:
+def try_out(model: Model, blank: Batch) -> None:
     """Put blank examples through a model in evaluation mode.
 
     Raises:
@@ -32,14 +33,15 @@ def try_out(model: Model, x: Tensor) -> None:
             f"{type(model).__name__} has no prior, which the objective {type(model.objective).__name__} needs: use "
             "objectives.SquaredError, or a VAE"
         )
-    q = _called(model.posterior, x, "posterior")
-    check_law(q, "posterior", model.latent_shape, (len(x),))
+    q = _called(lambda _: model.pose(blank).q, model.posterior, blank.x, "posterior")
+    check_law(q, "posterior", model.latent_shape, (blank.size,))
     # A law with a gradient to its parameters: some estimators fit only where nothing moves the support.
     with torch.enable_grad():
-        check_fit(model.gradient, model.posterior(x), model.objective.samples, reduce=model.objective.reduction)
+        posed = model.pose(blank)
+        check_fit(model.gradient, posed.q, model.objective.samples, reduce=model.objective.reduction)
     model.objective.serves(model.gradient)
-    likelihood = _called(model.likelihood, q.sample((2,)), "likelihood")
-    check_law(likelihood, "likelihood", model.event_shape, (2, len(x)))
+    likelihood = _called(posed.likelihood, model.likelihood, q.sample((2,)), "likelihood")
+    check_law(likelihood, "likelihood", model.event_shape, (2, blank.size))
     _alone(model.gradient, [model.likelihood, getattr(model, "prior", None), *_later(model.posterior)])
     if hasattr(model, "prior"):
         point = isinstance(q, Delta)
@@ -47,7 +49,7 @@ def try_out(model: Model, x: Tensor) -> None:
             raise ConfigError(
                 "a Delta posterior has no density, so its KL to a prior is infinite: use xhat.Autoencoder, or a Normal posterior"
             )
-        p = model.prior()
+        p = posed.prior
         if tuple(p.event_shape) != model.latent_shape:
             raise ConfigError(
                 f"the prior draws events of shape {tuple(p.event_shape)}, the posterior of shape {model.latent_shape}: "
@@ -61,7 +63,7 @@ def try_out(model: Model, x: Tensor) -> None:
                 "between them is finite: use a prior of the posterior's kind"
             )
         with torch.enable_grad():  # what is learned shows
-            model.objective.fits(model.posterior(x), model.prior())
+            model.objective.fits(posed.q, posed.prior)
         if not _covers(p, q):
             raise ConfigError(
                 f"the posterior {law_name(q)} draws values that are impossible under the prior {type(model.prior).__name__}, so "
@@ -92,10 +94,10 @@ def _alone(gradient: Gradient, parts: Sequence[Any]) -> None:
                 )
 
 
-def _called(conditional: nn.Module, context: Tensor, what: str) -> Distribution:
+def _called(law_at: Callable[[Tensor], Distribution], conditional: nn.Module, context: Tensor, what: str) -> Distribution:
     """A conditional's law, for a context that it must be able to take."""
     try:
-        law: Distribution = conditional(context)
+        law = law_at(context)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         if isinstance(error, XhatError):
             raise

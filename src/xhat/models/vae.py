@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import nn
 
 from xhat.conditionals import event_of
@@ -23,6 +26,9 @@ class VAE(Model):
         gradient: how the derivative gets through z; reparameterised unless given.
         corruption: what the encoder's input goes through in training (a denoising VAE). The bound stays one: q(z|x̃) is as good a
             law as any.
+        condition: the names of what all is conditioned on, such as ``{"label": 10, "age": "real"}`` (see
+            :class:`xhat.data.Conditions`), for networks that take as many numbers; without it, conditions are numbers without
+            names.
 
     Raises:
         ConfigError: parts that do not fit each other, by name.
@@ -51,6 +57,7 @@ class VAE(Model):
         objective: Objective | None = None,
         gradient: Gradient | None = None,
         corruption: Corruption | None = None,
+        condition: Mapping[str, Any] | None = None,
     ) -> None:
         event_of(prior, "prior")
         if isinstance(objective, SquaredError | NegativeLogLikelihood):
@@ -65,4 +72,5 @@ class VAE(Model):
             ELBO() if objective is None else objective,
             Pathwise() if gradient is None else gradient,
             corruption,
+            condition,
         )

@@ -6,6 +6,7 @@ import abc
 import math
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from xhat.errors import ConfigError, whole_number
@@ -60,9 +61,19 @@ def as_shape(shape: int | Sequence[int], what: str) -> tuple[int, ...]:
 
 
 class Network(Part, nn.Module, abc.ABC):
-    """A body: maps ``(N, *in_shape)`` to features and makes heads for them."""
+    """A body: maps ``(N, *in_shape)`` to features and makes heads for them.
+
+    Attributes:
+        in_shape: event shape of what it takes.
+        condition: C, how many numbers of a condition it takes beside that, as ``forward(x, condition=…)`` with ``(N, C)``; 0 for
+            none.
+        masked: whether it takes which values were observed, too, as ``forward(x, observed=…)`` of x's shape; all of them unless
+            given.
+    """
 
     in_shape: tuple[int, ...]
+    condition: int = 0
+    masked: bool = False
 
     @abc.abstractmethod
     def head(self, shape: tuple[int, ...]) -> nn.Module:
@@ -79,6 +90,55 @@ class LinearHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return self.linear(features.flatten(1)).unflatten(1, self.shape)
+
+
+def beside(network: nn.Module, condition: Tensor | None, observed: Tensor | None) -> dict[str, Tensor]:
+    """Of what is known beside a network's input, what the network takes, as keywords of its call.
+
+    A network of one's own says what it takes by attributes ``condition`` and ``masked``, as a :class:`Network` does.
+
+    Raises:
+        ConfigError: it takes a condition, and there is none, or one of another size.
+    """
+    given: dict[str, Tensor] = {}
+    size = condition_size(network)
+    if size and (condition is None or condition.shape[-1] != size):
+        was = "none was given" if condition is None else f"it had {condition.shape[-1]}"
+        raise ConfigError(f"{type(network).__name__} takes a condition of {size} numbers, but {was}: give condition=…")
+    if size and condition is not None:
+        given["condition"] = condition
+    if observed is not None and getattr(network, "masked", False) is True:
+        given["observed"] = observed
+    return given
+
+
+def condition_size(network: nn.Module) -> int:
+    """How many numbers of a condition a network takes; 0 for none."""
+    size = getattr(network, "condition", 0)
+    return size if isinstance(size, int) and not isinstance(size, bool) else 0
+
+
+def check_condition(condition: object) -> int:
+    """A number of conditions: 0 for none, or a whole number.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if condition != 0:
+        whole_number("condition", condition)
+    return int(condition)  # type: ignore[call-overload]
+
+
+def joined(flat: Tensor, *others: Tensor | None) -> Tensor:
+    """Flat inputs ``(N, n)`` with what is known beside them, one after the other."""
+    parts = [flat, *(other.flatten(1).to(flat.dtype) for other in others if other is not None)]
+    return torch.cat(parts, 1) if len(parts) > 1 else flat
+
+
+def with_mask(x: Tensor, observed: Tensor | None) -> Tensor:
+    """Inputs and which of them were observed, in twice as many channels, ``(N, 2n, …)``."""
+    mask = torch.ones_like(x) if observed is None else observed.to(x.dtype)
+    return torch.cat([x, mask], 1)
 
 
 def head_of(network: nn.Module, shape: tuple[int, ...]) -> nn.Module:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from xhat.errors import ConfigError
-from xhat.networks.base import LinearHead, Network, activation_of, as_shape
+from xhat.networks.base import LinearHead, Network, activation_of, as_shape, check_condition, joined, with_mask
 
 
 def _halvings(shape: Sequence[int], levels: int) -> list[tuple[int, int]]:
@@ -36,6 +36,8 @@ class ConvEncoder(Network):
         channels: feature maps after each level; each level halves height and width, rounding up.
         hidden: size of the fully connected layer.
         activation: a name of ``xhat.networks.base.ACTIVATIONS``.
+        condition: C, how many numbers of a condition join the input of the fully connected layer; 0 for none.
+        masked: whether which values were observed comes as further channels.
 
     Shapes: ``(N, *in_shape)`` to ``(N, hidden)``.
 
@@ -48,24 +50,40 @@ class ConvEncoder(Network):
     """
 
     def __init__(
-        self, in_shape: Sequence[int], channels: Sequence[int] = (32, 64), hidden: int = 256, activation: str = "relu"
+        self,
+        in_shape: Sequence[int],
+        channels: Sequence[int] = (32, 64),
+        hidden: int = 256,
+        activation: str = "relu",
+        condition: int = 0,
+        masked: bool = False,
     ) -> None:
         super().__init__()
         self.in_shape = _image_shape(in_shape, "in_shape")
+        self.condition, self.masked = check_condition(condition), masked
         self.out_features = hidden
-        maps = [self.in_shape[0], *(as_shape(size, "each number of channels")[0] for size in channels)]
+        maps = [self.in_shape[0] * (2 if masked else 1), *(as_shape(size, "each number of channels")[0] for size in channels)]
         height, width = _halvings(self.in_shape, len(channels))[-1]
         layers: list[nn.Module] = []
         for before, after in pairwise(maps):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), activation_of(activation)]
-        layers += [nn.Flatten(1), nn.Linear(maps[-1] * height * width, hidden), activation_of(activation)]
+        layers += [nn.Flatten(1), nn.Linear(maps[-1] * height * width + self.condition, hidden), activation_of(activation)]
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)
+    def forward(self, x: Tensor, condition: Tensor | None = None, observed: Tensor | None = None) -> Tensor:
+        return _through(self.layers, with_mask(x, observed) if self.masked else x, condition)
 
     def head(self, shape: tuple[int, ...]) -> nn.Module:
         return LinearHead(self.out_features, shape)
+
+
+def _through(layers: nn.Sequential, h: Tensor, condition: Tensor | None) -> Tensor:
+    """Through layers, one of which flattens: there the condition joins."""
+    for layer in layers:
+        h = layer(h)
+        if isinstance(layer, nn.Flatten):
+            h = joined(h, condition)
+    return h
 
 
 class _UpHead(nn.Module):
@@ -91,6 +109,7 @@ class ConvDecoder(Network):
         channels: feature maps from the smallest level up.
         hidden: size of the first fully connected layer.
         activation: a name of ``xhat.networks.base.ACTIVATIONS``.
+        condition: C, how many numbers of a condition join the latent; 0 for none.
 
     Raises:
         ConfigError: the shape is not that of an image; a head of another size is asked for.
@@ -108,9 +127,11 @@ class ConvDecoder(Network):
         channels: Sequence[int] = (64, 32),
         hidden: int = 256,
         activation: str = "relu",
+        condition: int = 0,
     ) -> None:
         super().__init__()
         self.in_shape = as_shape(in_shape, "in_shape")
+        self.condition = check_condition(condition)
         self.shape = _image_shape(shape, "shape")
         maps = [as_shape(size, "each number of channels")[0] for size in channels]
         if not maps:
@@ -118,7 +139,7 @@ class ConvDecoder(Network):
         sizes = _halvings(self.shape, len(maps))[::-1]
         layers: list[nn.Module] = [
             nn.Flatten(1),
-            nn.Linear(math.prod(self.in_shape), hidden),
+            nn.Linear(math.prod(self.in_shape) + self.condition, hidden),
             activation_of(activation),
             nn.Linear(hidden, maps[0] * math.prod(sizes[0])),
             activation_of(activation),
@@ -130,8 +151,8 @@ class ConvDecoder(Network):
         self.layers = nn.Sequential(*layers)
         self._last = (maps[-1], paddings[-1])
 
-    def forward(self, z: Tensor) -> Tensor:
-        return self.layers(z)
+    def forward(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        return _through(self.layers, z, condition)
 
     def head(self, shape: tuple[int, ...]) -> nn.Module:
         if tuple(shape[1:]) != self.shape:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from xhat.errors import ConfigError
-from xhat.networks.base import LinearHead, Network, activation_of, as_shape
+from xhat.networks.base import LinearHead, Network, activation_of, as_shape, check_condition, joined, with_mask
 
 
 class MLP(Network):
@@ -22,6 +22,8 @@ class MLP(Network):
         hidden: sizes of the hidden layers, from the input on; may be empty (the head then makes a linear map).
         activation: a name of ``xhat.networks.base.ACTIVATIONS``; or ``"gated"``, for layers
             :math:`h_i = (W_i h_{i-1} + b_i) \odot \mathrm{sigmoid}(V_i h_{i-1} + c_i)`.
+        condition: C, how many numbers of a condition join the input; 0 for none.
+        masked: whether which values were observed joins it, too.
 
     Shapes: ``(N, *in_shape)`` to ``(N, hidden[-1])``.
 
@@ -34,17 +36,29 @@ class MLP(Network):
     torch.Size([5, 200])
     """
 
-    def __init__(self, in_shape: int | Sequence[int], hidden: Sequence[int] = (), activation: str = "relu") -> None:
+    def __init__(
+        self,
+        in_shape: int | Sequence[int],
+        hidden: Sequence[int] = (),
+        activation: str = "relu",
+        condition: int = 0,
+        masked: bool = False,
+    ) -> None:
         super().__init__()
         self.in_shape = as_shape(in_shape, "in_shape")
-        sizes = [math.prod(self.in_shape), *(as_shape(size, "each hidden size")[0] for size in hidden)]
+        self.condition, self.masked = check_condition(condition), masked
+        taken = math.prod(self.in_shape) * (2 if masked else 1) + self.condition
+        sizes = [taken, *(as_shape(size, "each hidden size")[0] for size in hidden)]
         self.out_features = sizes[-1]
         self.gated = activation == "gated"  # both products of a layer at once
         self.layers = nn.ModuleList(nn.Linear(a, 2 * b if self.gated else b) for a, b in pairwise(sizes))
         self.activation = nn.GLU() if self.gated else activation_of(activation)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor | None = None, observed: Tensor | None = None) -> Tensor:
         h = x.flatten(1)
+        if self.masked:
+            h = with_mask(h, None if observed is None else observed.flatten(1))
+        h = joined(h, condition)
         for layer in self.layers:
             h = self.activation(layer(h))
         return h
@@ -90,6 +104,8 @@ def tie(encoder: tuple[nn.Module, nn.Module], decoder: tuple[nn.Module, nn.Modul
         ConfigError: the two are not mirror images of each other, or not MLPs.
     """
     up, down = linears(*encoder), linears(*decoder)
+    if getattr(encoder[0], "condition", 0) or getattr(encoder[0], "masked", False):
+        raise ConfigError("tied weights mirror the whole encoder, and a condition or a mask has no mirror image: use tied=False")
     if [(a.in_features, a.out_features) for a in up] != [(b.out_features, b.in_features) for b in reversed(down)]:
         raise ConfigError(
             "tied weights need a decoder that mirrors its encoder: the encoder's layers are "

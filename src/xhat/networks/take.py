@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from xhat.errors import ConfigError
-from xhat.networks.base import Network, as_shape, head_of, in_shape_of
+from xhat.networks.base import Network, as_shape, beside, condition_size, head_of, in_shape_of
 
 
 class Take(Network):
@@ -42,10 +42,11 @@ class Take(Network):
                 f"{math.prod(self.in_shape)}: make in_shape the shape of the whole input"
             )
         self.network, self.taken = network, taken
+        self.condition = condition_size(network)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         first = x.flatten(1)[:, : math.prod(self.taken)]
-        features: Tensor = self.network(first.reshape(-1, *self.taken))
+        features: Tensor = self.network(first.reshape(-1, *self.taken), **beside(self.network, condition, None))
         return features
 
     def head(self, shape: tuple[int, ...]) -> nn.Module:

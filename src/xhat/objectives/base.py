@@ -1,14 +1,15 @@
-"""What an objective asks of a model, and what it answers."""
+"""What an objective is given, and what it answers."""
 
 from __future__ import annotations
 
 import abc
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from xhat.gradients import Gradient, Mean, Reduction
+from xhat.objectives.posed import Posed
 from xhat.parts import Part
 
 LARGEST = 1e30  # of a weight: float32 ends at 3e38
@@ -21,18 +22,8 @@ class Terms(NamedTuple):
     measures: dict[str, Tensor]
 
 
-class Chassis(Protocol):
-    """What an objective uses of a model."""
-
-    gradient: Gradient
-
-    def prior(self) -> Distribution: ...
-    def posterior(self, x: Tensor) -> Distribution: ...
-    def likelihood(self, z: Tensor) -> Distribution: ...
-
-
 class Objective(Part, nn.Module, abc.ABC):
-    """Maps a model and a batch to :class:`Terms`.
+    """Maps the problem of a batch to :class:`Terms`.
 
     Attributes:
         samples: the number of draws of z for each example.
@@ -50,8 +41,8 @@ class Objective(Part, nn.Module, abc.ABC):
     name: str
 
     @abc.abstractmethod
-    def forward(self, model: Chassis, x: Tensor, target: Tensor) -> Terms:
-        """The terms for an encoder's input ``x`` and a target, both ``(B, *event)``; they differ when x is corrupted."""
+    def forward(self, posed: Posed) -> Terms:
+        """The terms of the problem that a model poses for a batch (``model.pose(batch)``)."""
 
     def fits(self, q: Distribution, p: Distribution) -> None:
         """Refuse, when a model is put together, a posterior and a prior that the objective cannot serve.

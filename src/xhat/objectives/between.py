@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from xhat.errors import ConfigError, whole_number
 from xhat.gradients import reduction
-from xhat.objectives.base import Chassis, Objective, Terms
+from xhat.objectives.base import Objective, Terms
 from xhat.objectives.draws import drawn
+from xhat.objectives.posed import Posed
 
 
 class CIWAE(Objective):
@@ -53,10 +52,8 @@ class CIWAE(Objective):
         self.share, self.samples = share, samples
         self.reduction = reduction.Blend(share)  # type: ignore[misc]
 
-    def forward(self, model: Chassis, x: Tensor, target: Tensor) -> Terms:
-        laws = model.posterior(x), model.prior()
-        model.gradient.see(x)
-        found = drawn(model, target, laws, model.gradient, self.samples, self.reduction)
+    def forward(self, posed: Posed) -> Terms:
+        found = drawn(posed, self.samples, self.reduction)
         return Terms(-found.bound, {"ciwae": found.bound.detach(), "iwae": found.iwae, **found.measures})
 
 
@@ -103,8 +100,6 @@ class Renyi(Objective):
         self.reduction = reduction.Renyi(alpha)  # type: ignore[misc]
         self.alpha, self.samples = alpha, samples
 
-    def forward(self, model: Chassis, x: Tensor, target: Tensor) -> Terms:
-        laws = model.posterior(x), model.prior()
-        model.gradient.see(x)
-        found = drawn(model, target, laws, model.gradient, self.samples, self.reduction)
+    def forward(self, posed: Posed) -> Terms:
+        found = drawn(posed, self.samples, self.reduction)
         return Terms(-found.bound, {"renyi": found.bound.detach(), "iwae": found.iwae, **found.measures})

@@ -9,9 +9,10 @@ from torch.distributions import Distribution
 from xhat.distributions import has_closed_form, kl_per_dimension
 from xhat.distributions.kl_table import closed_form
 from xhat.errors import ConfigError, whole_number
-from xhat.gradients import Gradient, LeaveOneOut, Mean, expectation
-from xhat.objectives.base import LARGEST, Chassis, Objective, Terms
-from xhat.objectives.draws import at_draws
+from xhat.gradients import Gradient, LeaveOneOut, Mean
+from xhat.objectives.base import LARGEST, Objective, Terms
+from xhat.objectives.draws import drawn
+from xhat.objectives.posed import Posed
 
 KL = ("auto", "analytic", "sampled")
 
@@ -117,26 +118,23 @@ class ELBO(Objective):
         if self.capacity > 0:
             self.allowed.fill_(self.capacity * _risen(epoch, self.capacity_warmup))
 
-    def forward(self, model: Chassis, x: Tensor, target: Tensor) -> Terms:
-        q, p = model.posterior(x), model.prior()
-        gradient = _of_means(model.gradient)
-        self.serves(gradient)
-        gradient.see(x)
+    def forward(self, posed: Posed) -> Terms:
+        posed = posed._replace(gradient=_of_means(posed.gradient))
+        q, p = posed.q, posed.prior
+        self.serves(posed.gradient)
         # A path derivative of the whole bound needs log q itself: there the KL is never taken in closed form.
-        path = "log weight" in gradient.requires
+        path = "log weight" in posed.gradient.requires
         whole = self.kl == "sampled" or (self.kl == "auto" and path)
         kl = None if whole else closed_form(q, p)
         if kl is not None:
-            return self._analytic(model, target, (q, p), gradient, kl)
+            return self._analytic(posed, kl)
         self.fits(q, p)
-        bound, measures = at_draws(model, target, (q, p), gradient, self.samples, self.reduction, self.weight)
-        return Terms(-bound, measures)
+        found = drawn(posed, self.samples, self.reduction, self.weight)
+        return Terms(-found.bound, found.measures)
 
-    def _analytic(
-        self, model: Chassis, target: Tensor, laws: tuple[Distribution, Distribution], gradient: Gradient, kl: Tensor
-    ) -> Terms:
-        q, p = laws
-        log_px = expectation(lambda z: model.likelihood(z).log_prob(target), q, gradient, self.samples)
+    def _analytic(self, posed: Posed, kl: Tensor) -> Terms:
+        q, p = posed.q, posed.prior
+        log_px = posed.expectation(posed.log_px, self.samples)
         paid = kl
         if self.free_bits > 0:
             each = kl_per_dimension(q, p).flatten(1)

@@ -12,9 +12,10 @@ from xhat.distributions import relaxed_log_prob
 from xhat.distributions.kl_table import closed_form
 from xhat.distributions.support import split
 from xhat.errors import ConfigError, whole_number
-from xhat.gradients import Gradient, expectation
+from xhat.gradients import Gradient
 from xhat.objectives.aggregate import ELEMENTS, need_path
-from xhat.objectives.base import Chassis, Objective, Terms
+from xhat.objectives.base import Objective, Terms
+from xhat.objectives.posed import Posed
 
 KERNELS = ("rbf", "imq")
 SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -164,29 +165,28 @@ class Info(Objective):
     def serves(self, gradient: Gradient) -> None:
         need_path("Info", gradient)
 
-    def forward(self, model: Chassis, x: Tensor, target: Tensor) -> Terms:
-        q, p = model.posterior(x), model.prior()
-        self.serves(model.gradient)
-        model.gradient.see(x)
+    def forward(self, posed: Posed) -> Terms:
+        q, p = posed.q, posed.prior
+        self.serves(posed.gradient)
         closed = closed_form(q, p)
-        drawn = self._drawn(p, len(target))
+        drawn = self._drawn(p, posed.target.size)
         seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
         def loss(z: Tensor) -> Tensor:
             # q first: a flow knows the density of its last draw only
             kl = relaxed_log_prob(q, z) - relaxed_log_prob(p, z) if closed is None else closed.expand(z.shape[:2])
-            log_px, mmd = model.likelihood(z).log_prob(target), self._discrepancy(z, drawn)
+            log_px, mmd = posed.log_px(z), self._discrepancy(z, drawn)
             if not seen:  # the first call is at the draws that the value is made of
                 seen.append((log_px.detach().mean(0), kl.detach().mean(0), mmd.detach().mean(0)))
             return (1 - self.alpha) * kl + (self.alpha + self.lambda_ - 1) * mmd - log_px
 
-        value = expectation(loss, q, model.gradient, self.samples)
+        value = posed.expectation(loss, self.samples)
         log_px, kl, mmd = seen[0]
         return Terms(value, {"elbo": log_px - kl, "log_px_given_z": log_px, "kl": kl, "mmd": mmd})
 
     def _drawn(self, p: Distribution, batch: int) -> Tensor:
         """Draws of the prior, ``(S, B, *event)``, with their derivative where the prior is learned."""
-        shape = (self.samples, batch)
+        shape = (self.samples,) if p.batch_shape else (self.samples, batch)  # the prior of each example, or of all
         if p.has_rsample:
             return p.rsample(shape)
         y = p.sample(shape)

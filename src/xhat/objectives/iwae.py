@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from xhat.errors import whole_number
 from xhat.gradients import LogMeanExp
-from xhat.objectives.base import Chassis, Objective, Terms
-from xhat.objectives.draws import at_draws
+from xhat.objectives.base import Objective, Terms
+from xhat.objectives.draws import drawn
+from xhat.objectives.posed import Posed
 
 
 class IWAE(Objective):
@@ -51,8 +50,6 @@ class IWAE(Objective):
         whole_number("samples", samples)
         self.samples = samples
 
-    def forward(self, model: Chassis, x: Tensor, target: Tensor) -> Terms:
-        laws = model.posterior(x), model.prior()
-        model.gradient.see(x)
-        bound, measures = at_draws(model, target, laws, model.gradient, self.samples, self.reduction)
-        return Terms(-bound, {"iwae": bound.detach(), **measures})
+    def forward(self, posed: Posed) -> Terms:
+        found = drawn(posed, self.samples, self.reduction)
+        return Terms(-found.bound, {"iwae": found.bound.detach(), **found.measures})

@@ -9,8 +9,9 @@ from xhat.distributions import relaxed_log_prob
 from xhat.errors import ConfigError, whole_number
 from xhat.gradients import honest
 from xhat.gradients.reduction import Grouped
-from xhat.objectives.base import Chassis, Objective, Terms
+from xhat.objectives.base import Objective, Terms
 from xhat.objectives.draws import drawn
+from xhat.objectives.posed import Posed
 
 MOST = 10_000_000  # draws of z for each example, which no memory holds
 
@@ -61,10 +62,8 @@ class MIWAE(Objective):
         self.groups, self.samples = groups, _all(groups, samples)
         self.reduction = Grouped(groups)  # type: ignore[misc]
 
-    def forward(self, model: Chassis, x: Tensor, target: Tensor) -> Terms:
-        laws = model.posterior(x), model.prior()
-        model.gradient.see(x)
-        found = drawn(model, target, laws, model.gradient, self.samples, self.reduction)
+    def forward(self, posed: Posed) -> Terms:
+        found = drawn(posed, self.samples, self.reduction)
         return Terms(-found.bound, {"miwae": found.bound.detach(), "iwae": found.iwae, **found.measures})
 
 
@@ -112,13 +111,11 @@ class PIWAE(Objective):
         self.groups, self.samples = groups, _all(groups, samples)
         self.reduction = Grouped(groups)  # type: ignore[misc]
 
-    def forward(self, model: Chassis, x: Tensor, target: Tensor) -> Terms:
-        q, p = model.posterior(x), model.prior()
-        model.gradient.see(x)
-        found = drawn(model, target, (q, p), model.gradient, self.samples, self.reduction)
+    def forward(self, posed: Posed) -> Terms:
+        found = drawn(posed, self.samples, self.reduction)
         bound = found.bound
         if torch.is_grad_enabled():
-            log_joint = model.likelihood(found.z).log_prob(target) + relaxed_log_prob(p, found.z)
+            log_joint = posed.log_px(found.z) + relaxed_log_prob(posed.prior, found.z)
             more = (self._lacking(found.log_weights) * log_joint).sum(0)
             bound = honest(bound, more)
         return Terms(-bound, {"miwae": found.bound.detach(), "iwae": found.iwae, **found.measures})

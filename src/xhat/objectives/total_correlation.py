@@ -11,9 +11,10 @@ from xhat.distributions import relaxed_log_prob
 from xhat.distributions.kl_table import closed_form
 from xhat.distributions.support import split
 from xhat.errors import ConfigError, whole_number
-from xhat.gradients import Gradient, expectation
+from xhat.gradients import Gradient
 from xhat.objectives.aggregate import ESTIMATES, aggregate, independent, need_path, shares
-from xhat.objectives.base import LARGEST, Chassis, Objective, Terms
+from xhat.objectives.base import LARGEST, Objective, Terms
+from xhat.objectives.posed import Posed
 
 
 class TotalCorrelation(Objective):
@@ -106,24 +107,23 @@ class TotalCorrelation(Objective):
     def serves(self, gradient: Gradient) -> None:
         need_path("TotalCorrelation", gradient)
 
-    def forward(self, model: Chassis, x: Tensor, target: Tensor) -> Terms:
-        q, p = model.posterior(x), model.prior()
-        self.serves(model.gradient)
+    def forward(self, posed: Posed) -> Terms:
+        q, p = posed.q, posed.prior
+        self.serves(posed.gradient)
         self._need_size()
-        model.gradient.see(x)
         seen: list[tuple[Tensor, ...]] = []
 
         def loss(z: Tensor) -> Tensor:
-            log_px = model.likelihood(z).log_prob(target)
+            log_px = posed.log_px(z)
             log_q, log_p = relaxed_log_prob(q, z), relaxed_log_prob(p, z)
-            joint, product = aggregate(q, z, shares(self.estimate, self.size, len(target), log_q))
+            joint, product = aggregate(q, z, shares(self.estimate, self.size, posed.target.size, log_q))
             parts = (log_q - joint, joint - product, product - log_p)
             if not seen:  # the first call is at the draws that the value is made of
                 seen.append(tuple(part.detach().mean(0) for part in (log_px, *parts)))
             information, correlation, dimensions = parts
             return self.alpha * information + self.beta * correlation + self.gamma * dimensions - log_px
 
-        value = expectation(loss, q, model.gradient, self.samples)
+        value = posed.expectation(loss, self.samples)
         log_px, *parts = seen[0]
         with torch.no_grad():
             closed = closed_form(q, p)

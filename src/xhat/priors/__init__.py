@@ -1,9 +1,10 @@
 """Priors p(z): conditionals without a context. Calling one gives the distribution."""
 
-from xhat.priors.base import Prior
+from xhat.priors.base import Prior, law_of
 from xhat.priors.chain import Chain
 from xhat.priors.elements import Bernoulli, Categorical, OneHotCategorical, Poisson, StandardNormal, Uniform
 from xhat.priors.flow import Flow
+from xhat.priors.given import Given
 from xhat.priors.mixture import Mixture
 from xhat.priors.vamp import VampPrior
 
@@ -12,6 +13,7 @@ __all__ = [
     "Categorical",
     "Chain",
     "Flow",
+    "Given",
     "Mixture",
     "OneHotCategorical",
     "Poisson",
@@ -19,4 +21,5 @@ __all__ = [
     "StandardNormal",
     "Uniform",
     "VampPrior",
+    "law_of",
 ]

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
+from xhat.conditionals import condition_of
+from xhat.errors import ConfigError
 from xhat.networks.base import as_shape
 from xhat.parts import Part
 
@@ -32,3 +34,25 @@ class Prior(Part, nn.Module, abc.ABC):
         element = self.element()
         axes = len(element.batch_shape)
         return Independent(element, axes, validate_args=False) if axes else element
+
+
+def law_of(prior: nn.Module, condition: Tensor | None) -> Distribution:
+    """A prior's law: p(z), or p(z|c) of batch shape ``(B,)`` where it depends on the condition, ``(B, C)``.
+
+    Raises:
+        ConfigError: it depends on a condition, and there is none.
+    """
+    law: Distribution = prior() if condition is None or not condition_of(prior) else prior(condition)
+    return law
+
+
+def need_condition(condition: Tensor | None, size: int, what: str) -> Tensor:
+    """The condition that a prior cannot do without.
+
+    Raises:
+        ConfigError: there is none, or one of another size.
+    """
+    if condition is None or condition.shape[-1] != size:
+        was = "none was given" if condition is None else f"it had {condition.shape[-1]}"
+        raise ConfigError(f"{what} depends on a condition of {size} numbers, but {was}: give condition=…")
+    return condition

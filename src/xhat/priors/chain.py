@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from xhat import distributions
-from xhat.conditionals import Chain as ConditionalChain
 from xhat.conditionals import Conditional, event_of
+from xhat.conditionals.chain import given
 from xhat.parts import Part
+from xhat.priors.base import law_of
 
 
 class Chain(Part, nn.Module):
@@ -21,6 +22,8 @@ class Chain(Part, nn.Module):
     Args:
         top: a prior of z₂; a chain again for more than two layers.
         below: a conditional from z₂ to z₁.
+
+    Where a layer depends on a condition, so does the prior: call it with one, ``(B, C)``.
 
     Raises:
         ConfigError: a layer that declares no event, or a lower layer that does not take the upper's.
@@ -40,8 +43,9 @@ class Chain(Part, nn.Module):
         above = event_of(top, "top layer")
         self.event_below = event_of(below, "lower layer")
         self.event = (math.prod(self.event_below) + math.prod(above),)
-        if isinstance(below, Conditional | ConditionalChain):
+        if isinstance(below, Conditional):
             below.bind(above, "lower layer")
 
-    def forward(self) -> Distribution:
-        return distributions.Chain(self.top(), self.below, self.event_below, reverse=True, validate_args=False)
+    def forward(self, condition: Tensor | None = None) -> Distribution:
+        below = given(self.below, condition)
+        return distributions.Chain(law_of(self.top, condition), below, self.event_below, reverse=True, validate_args=False)

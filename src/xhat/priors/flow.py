@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import AffineTransform, Distribution, Independent
 from torch.distributions import Normal as TorchNormal
 
 from xhat import distributions
 from xhat.errors import ConfigError, DataError
+from xhat.networks.base import as_shape, check_condition
 from xhat.networks.invertible import invertible_layers
-from xhat.priors.base import Prior
+from xhat.parts import Part
+from xhat.priors.base import need_condition
 
 KINDS = ("autoregressive", "coupling", "spline")
 
 
-class Flow(Prior):
+class Flow(Part, nn.Module):
     r"""A normalising flow as a prior, trained with the model or on codes afterwards.
 
     .. math:: \log p(z) = \log N(u; 0, I) + \log \left| \det \frac{\partial u}{\partial z} \right|,
@@ -34,6 +36,7 @@ class Flow(Prior):
             half) or ``"spline"`` (autoregressive, with a monotone rational-quadratic spline for each element: 8 bins).
         transforms: the number of layers; their order alternates.
         hidden: sizes of the hidden layers of each masked network.
+        condition: C, how many numbers of a condition the layers depend on; 0 for none.
 
     Raises:
         ConfigError: an event with more than one axis; an unknown kind; a size below 1; zuko is not installed
@@ -56,8 +59,10 @@ class Flow(Prior):
         kind: str = "autoregressive",
         transforms: int = 3,
         hidden: Sequence[int] = (64, 64),
+        condition: int = 0,
     ) -> None:
-        super().__init__(event)
+        super().__init__()
+        self.event = as_shape(event, "event")
         if len(self.event) != 1:
             raise ConfigError(f"a flow needs an event with one axis, was {self.event}: use StandardNormal instead")
         if kind not in KINDS:
@@ -65,7 +70,8 @@ class Flow(Prior):
         self.register_buffer("loc", torch.zeros(self.event))
         self.register_buffer("scale", torch.ones(self.event))
         form = "spline" if kind == "spline" else "affine"
-        self.flow = invertible_layers(self.event[0], 0, form, kind == "coupling", transforms, hidden)
+        self.condition = check_condition(condition)
+        self.flow = invertible_layers(self.event[0], self.condition, form, kind == "coupling", transforms, hidden)
 
     def standardise(self, codes: Tensor) -> None:
         """Take m and s from codes, ``(N, d)``: their mean and standard deviation, element by element.
@@ -86,12 +92,17 @@ class Flow(Prior):
             self.loc.copy_(loc)
             self.scale.copy_(torch.where(scale > rounding, scale, torch.ones_like(scale)))
 
-    def element(self) -> Distribution:
-        base = TorchNormal(self.zeros, torch.ones_like(self.zeros), validate_args=False)
+    def forward(self, condition: Tensor | None = None) -> Distribution:
+        return self._law(need_condition(condition, self.condition, "the prior Flow")) if self.condition else self._law(None)
+
+    def _law(self, condition: Tensor | None) -> Distribution:
+        zeros = torch.zeros_like(self.loc)
+        zeros = zeros if condition is None else zeros.expand(*condition.shape[:-1], -1)
+        base = TorchNormal(zeros, torch.ones_like(zeros), validate_args=False)
         standard = AffineTransform(-self.loc / self.scale, 1 / self.scale, event_dim=1)
         return distributions.Flow(
             Independent(base, 1, validate_args=False),
-            [standard, *(layer() for layer in self.flow)],
+            [standard, *(layer(condition) for layer in self.flow)],
             normalising=True,
             validate_args=False,
         )

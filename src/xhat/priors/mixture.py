@@ -15,8 +15,9 @@ from torch.types import _size
 
 from xhat.conditionals import positive
 from xhat.errors import ConfigError, whole_number
-from xhat.networks.base import as_shape
+from xhat.networks.base import as_shape, check_condition
 from xhat.parts import Part
+from xhat.priors.base import need_condition
 
 COVARIANCES = ("diagonal", "full")
 
@@ -65,6 +66,7 @@ class Mixture(Part, nn.Module):
         covariance: ``"diagonal"`` or ``"full"``.
         spread: standard deviation of the means at the start, between 0 and 1.
         minimum: lower bound of σ, or of L's diagonal. Without one, the density of a single code has no bound.
+        condition: C, how many numbers of a condition weights, means and σ depend on, linearly before the last map; 0 for none.
 
     Shapes: draws ``(*sample, d)``, ``log_prob`` in nats.
 
@@ -91,6 +93,7 @@ class Mixture(Part, nn.Module):
         covariance: str = "diagonal",
         spread: float = 0.7,
         minimum: float = 1e-3,
+        condition: int = 0,
     ) -> None:
         super().__init__()
         self.event = as_shape(event, "event")
@@ -109,11 +112,30 @@ class Mixture(Part, nn.Module):
         self.logits = nn.Parameter(torch.zeros(components))
         self.locs = nn.Parameter(spread * torch.randn(components, size))
         self.raw_scales = nn.Parameter(torch.full((components, size), math.log(math.expm1(width - minimum))))
+        self.condition = check_condition(condition)
+        if self.condition:  # at first it changes nothing
+            self.moved = nn.Linear(self.condition, components * (1 + 2 * size), bias=False)
+            nn.init.zeros_(self.moved.weight)
         if covariance == "full":
             self.register_buffer("lower", torch.tril_indices(size, size, -1), persistent=False)
             self.entries = nn.Parameter(torch.zeros(components, size * (size - 1) // 2))  # of L, below its diagonal
 
-    def forward(self) -> Distribution:
+    def forward(self, condition: Tensor | None = None) -> Distribution:
+        return self._under(need_condition(condition, self.condition, "the prior Mixture")) if self.condition else self._alone()
+
+    def _under(self, condition: Tensor) -> Distribution:
+        """The mixtures under conditions ``(B, C)``, as one law of batch shape ``(B,)``."""
+        count, size = self.locs.shape
+        logits, locs, raw_scales = self.moved(condition).split([count, count * size, count * size], -1)
+        shape = (*condition.shape[:-1], count, size)
+        scales = positive(self.raw_scales + raw_scales.reshape(shape), "softplus", self.minimum)
+        locs = self.locs + locs.reshape(shape)
+        parts: Distribution = Independent(TorchNormal(locs, scales, validate_args=False), 1, validate_args=False)
+        if self.covariance == "full":
+            parts = TorchMultivariateNormal(locs, scale_tril=self._factors(scales), validate_args=False)
+        return MixtureSameFamily(Categorical(logits=self.logits + logits, validate_args=False), parts, validate_args=False)
+
+    def _alone(self) -> Distribution:
         scales = positive(self.raw_scales, "softplus", self.minimum)
         locs = self.locs
         factors = None if self.covariance == "diagonal" else self._factors(scales)
@@ -127,10 +149,10 @@ class Mixture(Part, nn.Module):
         return Mixed(self.logits, at)
 
     def _factors(self, scales: Tensor) -> Tensor:
-        """L of each component, ``(K, d, d)``."""
+        """L of each component, ``(*batch, K, d, d)``."""
         factors = torch.diag_embed(scales)
         rows, columns = self.lower
-        factors[:, rows, columns] = self.entries
+        factors[..., rows, columns] = self.entries
         return factors
 
     def put(self, weights: Tensor, locs: Tensor, covariances: Tensor) -> None:

@@ -90,4 +90,5 @@ def _normal(law: MultivariateNormal | LowRankMultivariateNormal, value: Tensor, 
     factor = torch.linalg.cholesky(torch.where(both, covariance, alone))
     loc = law.loc
     off = torch.where(observed, torch.where(observed, value, 0.0) - loc, torch.zeros((), dtype=loc.dtype, device=loc.device))
-    return MultivariateNormal(torch.zeros_like(off), scale_tril=factor.expand(*off.shape, -1), validate_args=False).log_prob(off)
+    part = MultivariateNormal(torch.zeros_like(off), scale_tril=factor.expand(*off.shape, -1), validate_args=False).log_prob(off)
+    return torch.where(observed.all(-1), law.log_prob(torch.where(observed, value, 0.0)), part)  # whole events to the last digit

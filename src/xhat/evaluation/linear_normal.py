@@ -66,7 +66,7 @@ class LinearNormal(NamedTuple):
         within = torch.linalg.solve_triangular(factor, w.mT @ r.unsqueeze(-1), upper=False).squeeze(-1)
         quadratic = r.square().sum(1) - within.square().sum(1)
         logarithms = torch.where(observed, self.scale.log(), 0.0).sum(1) + factor.diagonal(dim1=1, dim2=2).log().sum(1)
-        return -0.5 * (quadratic + observed.sum(1) * math.log(2 * math.pi)) - logarithms
+        return -0.5 * (quadratic + observed.sum(1).double() * math.log(2 * math.pi)) - logarithms
 
 
 def linear_normal_of(model: Model) -> LinearNormal | str:

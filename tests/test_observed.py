@@ -1,4 +1,4 @@
-"""What was observed alone counts: marginals of every law, bounds and evidence of what was seen, and gradients that stay finite."""
+"""What was observed alone counts: marginals of every law, bounds and evidence of what was seen, gradients that stay finite."""
 
 from __future__ import annotations
 

@@ -366,7 +366,7 @@ REFUSED = [
     (lambda: xhat.build("vae", 4, posterior="delta"), "a Delta posterior"),
     (lambda: xhat.build("vae", 4, posterior="bernoulli"), "gradients that fit: score"),
     (lambda: xhat.build("vae", 4, likelihood="bernoulli", link="sigmoid"), "link is an option of likelihood='normal'"),
-    (lambda: xhat.build("vae", 4, network="transformer"), "network must be mlp or conv"),
+    (lambda: xhat.build("vae", 4, network="transformer"), "network must be one of mlp, conv, was .transformer."),
     (lambda: xhat.build("vae", 4, network="conv"), r"\(channels, height, width\), was \(4,\): use network='mlp'"),
     (lambda: xhat.build("vae", (1, 4, 4), network="conv", hidden=[3, 3]), "one fully connected layer"),
     (lambda: xhat.build("vae", (1, 4, 4), likelihood="multivariate-normal"), "an event with one axis"),

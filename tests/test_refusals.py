@@ -21,7 +21,7 @@ def build(**options):
         (lambda: build(prior="vamp", components=0), "components must be at least 1, was 0"),
         (lambda: build(prior="nice"), "prior must be one of standard, mixture, vamp"),
         (lambda: build(components=3), "components is an option of prior='mixture' or 'vamp'"),
-        (lambda: build(transforms=3), "transforms is an option of a normalising flow"),
+        (lambda: build(transforms=3), "transforms is an option of posterior='iaf' or 'coupling' or prior='flow'"),
         (lambda: build(posterior="beta-binomial"), "a law of pixels, not of codes"),
         (lambda: build(objective=["elbo"]), "objective must be one name, such as .elbo., was"),
         (lambda: build(objective="miwae", groups=10**12, samples=10**12), "groups × samples must be at most 10,000,000"),

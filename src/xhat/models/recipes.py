@@ -12,10 +12,8 @@ from xhat.data import Conditions
 from xhat.errors import ConfigError, whole_number
 from xhat.gradients import Layers
 from xhat.models.assembly import (
-    FLOWS,
-    OBJECTIVES,
-    Options,
     between_layers,
+    code_for,
     code_shape,
     corruption_for,
     gradient_for,
@@ -27,8 +25,9 @@ from xhat.models.assembly import (
 )
 from xhat.models.autoencoder import Autoencoder
 from xhat.models.base import Model
+from xhat.models.choices import Options, refuse_idle
 from xhat.models.hierarchy import hierarchy
-from xhat.models.options import LEVELLED, ModelOptions
+from xhat.models.options import ModelOptions
 from xhat.models.stacked import Stacked
 from xhat.models.vae import VAE
 from xhat.networks import MLP, Take
@@ -88,31 +87,12 @@ _DISCRETE: Options = {
     "gradient": "rloo",
 }
 
-# Options that mean something beside certain choices only.
-NEEDS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "channels": ("network", ("conv",)),
-    "scale": ("likelihood", ("normal", "discretised-normal")),
-    "per": ("likelihood", ("normal", "discretised-normal")),
-    "minimum": ("likelihood", ("normal", "discretised-normal")),
-    "link": ("likelihood", ("normal",)),
-    "logistics": ("likelihood", ("logistic-mixture",)),
-    "posterior_scale": ("posterior", ("normal", "multivariate-normal", "iaf", "coupling")),
-    "components": ("prior", ("mixture", "vamp")),
-    **{
-        option: ("objective", tuple(name for name, (_, arguments) in OBJECTIVES.items() if option in arguments))
-        for option in dict.fromkeys(option for _, arguments in OBJECTIVES.values() for option in arguments)
-    },
-    "baseline": ("gradient", ("score",)),
-    "noise": ("gradient", ("pathwise",)),
-    "categories": ("posterior", ("one-hot-categorical",)),
-}
-
 
 def _code_parts(shape: tuple[int, ...], o: Options) -> tuple[Headed, Headed, Objective]:
     up, down = networks_for(shape, o)
     squared = o["likelihood"] == "normal"
     likelihood = likelihood_for(down, shape, {**o, "scale": 1.0, "per": "shared", "minimum": 1e-4})
-    return conditionals.Delta(up, o["latent"]), likelihood, SquaredError() if squared else NegativeLogLikelihood()
+    return code_for(up, o), likelihood, SquaredError() if squared else NegativeLogLikelihood()
 
 
 def _autoencoder(shape: tuple[int, ...], o: Options) -> Model:
@@ -190,8 +170,9 @@ def _two_layers(shape: tuple[int, ...], o: Options) -> Model:
 
 
 class Recipe(NamedTuple):
-    """A row: what it is, how it is put together, and the options that it has with their defaults."""
+    """A row: its name for people, what it is, how it is put together, and the options that it has with their defaults."""
 
+    title: str
     about: str
     make: Callable[[tuple[int, ...], Options], Model]
     defaults: Options
@@ -204,26 +185,31 @@ class Recipe(NamedTuple):
 
 RECIPES: dict[str, Recipe] = {
     "autoencoder": Recipe(
+        "Autoencoder",
         "a deterministic code; with hidden=[] a linear one, which spans the principal components",
         _autoencoder,
         {**_CODE, **_NETWORK, "tied": False},
     ),
     "denoising": Recipe(
+        "Denoising autoencoder",
         "an autoencoder whose encoder sees a corrupted example and whose target is the clean one",
         _autoencoder,
         {**_CODE, **_NETWORK, "tied": False, "corruption": "masking:0.5"},
     ),
     "stacked": Recipe(
+        "Stacked autoencoder",
         "a deep autoencoder, trained greedily layer by layer, then unrolled and fine-tuned",
         _stacked,
         {**_CODE, "hidden": (256, 64)},
     ),
     "vae": Recipe(
+        "Variational autoencoder",
         "a variational autoencoder with any prior, posterior and likelihood, trained on any bound",
         _vae,
         {**_CODE, **_NETWORK, **_VARIATIONAL},
     ),
     "hierarchical-vae": Recipe(
+        "Hierarchical variational autoencoder",
         "a variational autoencoder with two or more layers of Normal codes, inferred from the bottom up or by a ladder",
         _hierarchical,
         {
@@ -236,11 +222,13 @@ RECIPES: dict[str, Recipe] = {
         },
     ),
     "bernoulli-vae": Recipe(
+        "Variational autoencoder with bits",
         "a variational autoencoder whose code is made of bits, in one or two stochastic layers",
         _discrete("bernoulli"),
         {**_CODE, **_NETWORK, **_DISCRETE},
     ),
     "categorical-vae": Recipe(
+        "Variational autoencoder with categories",
         "a variational autoencoder whose code is made of one-hot vectors, in one or two stochastic layers",
         _discrete("one-hot-categorical"),
         {**_CODE, **_NETWORK, **_DISCRETE, "categories": 10},
@@ -289,20 +277,12 @@ def build(
     chosen = {**row.defaults, **given, "condition": condition, "condition_size": size, "masked": masked}
     if chosen.get("prior_condition") and condition is None:
         raise ConfigError("prior_condition lets the prior depend on a condition, and there is none: give condition=…")
-    for name, (what, values) in NEEDS.items():
-        if name in given and what in chosen and chosen[what] not in values:
-            raise ConfigError(
-                f"{name} is an option of {what}={' or '.join(map(repr, values))}, but {what} is {chosen[what]!r}: leave it out"
-            )
+    refuse_idle(given, chosen)
     if "latent" in chosen:
         whole_number("latent", chosen["latent"])
     for name in ("hidden", "channels", "latents", "between"):
         if name in given and not isinstance(given[name], list | tuple):
             raise ConfigError(f"{name} must be a list of sizes, such as [400, 200], was {given[name]!r}")
-    if "levels" in given and chosen["likelihood"] not in LEVELLED and chosen.get("posterior") != "categorical":
-        raise ConfigError(f"levels is an option of {', '.join(LEVELLED)}, but the likelihood is {chosen['likelihood']!r}")
-    if "transforms" in given and chosen["prior"] not in ("flow", "coupling", "spline") and chosen["posterior"] not in FLOWS:
-        raise ConfigError("transforms is an option of a normalising flow: set posterior='iaf' or prior='flow', or leave it out")
     return row.make(as_shape(shape, "shape"), chosen)
 
 

@@ -13,17 +13,10 @@ from torch import nn
 
 from xhat import conditionals, priors
 from xhat.evaluation.evaluate import Evaluation, Measure
+from xhat.models.recipes import RECIPES
 from xhat.report.anatomy import found_by
 from xhat.report.subject import Subject
 
-_RECIPES = {
-    "vae": "Variational autoencoder",
-    "bernoulli-vae": "Variational autoencoder with bits",
-    "categorical-vae": "Variational autoencoder with categories",
-    "autoencoder": "Autoencoder",
-    "denoising": "Denoising autoencoder",
-    "stacked": "Stacked autoencoder",
-}
 _LONG = 90  # characters of a value, above which it is folded
 
 
@@ -64,8 +57,8 @@ class Group(NamedTuple):
 def title(config: dict[str, Any], subject: Subject) -> str:
     """What was trained on what."""
     recipe = str(config.get("recipe") or "")
-    model = _RECIPES.get(recipe) or (recipe.capitalize() if recipe else _words(type(subject.model).__name__).capitalize())
-    return f"{model} on {subject.data.name}"
+    row = RECIPES.get(recipe)
+    return f"{row.title if row else _words(type(subject.model).__name__).capitalize()} on {subject.data.name}"
 
 
 def lead(subject: Subject) -> str:

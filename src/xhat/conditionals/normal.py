@@ -91,7 +91,7 @@ class Normal(Headed):
     def scale(self, like: Tensor) -> Tensor:
         """σ where it does not depend on the context, ``(*event)`` or ``()``."""
         if self.per == "fixed":
-            return like.new_tensor(float(self.transform)).expand_as(like)
+            return like.new_full((), float(self.transform)).expand_as(like)  # made where like is, not copied there
         return positive(GAIN * self.raw_scale, str(self.transform), self.minimum).expand_as(like)
 
 

@@ -95,7 +95,7 @@ class Chain(Distribution):
         return self._pattern
 
     def _at_some_point(self) -> Distribution:
-        if torch.compiler.is_compiling():  # which cannot draw aside; the kind of law is the same at 0
+        if torch.compiler.is_compiling() or _recording():  # neither can draw aside; the kind of law is the same at 0
             return self.then(_zeros(self.first))
         devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
         with torch.random.fork_rng(devices=devices):
@@ -179,6 +179,11 @@ def _mean_at(law: Distribution, mean: Callable[[Distribution], Tensor]) -> Tenso
     if not isinstance(law, Chain):
         return mean(law)
     return law.join(_mean_at(law.first, mean), _mean_at(law.then(law.first.sample()), mean))
+
+
+def _recording() -> bool:
+    """Whether a CUDA graph is being recorded, in which the state of a generator cannot be read."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def _zeros(law: Distribution) -> Tensor:

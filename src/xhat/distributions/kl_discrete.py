@@ -155,7 +155,7 @@ def delta_categorical(p: Delta, q: Categorical) -> Tensor:
 
 @rule(Delta, OneHotCategorical)
 def delta_one_hot(p: Delta, q: OneHotCategorical) -> Tensor:
-    inside = torch.isin(p.value, torch.tensor([0, 1], device=p.value.device)).all(-1) & (p.value.sum(-1) == 1)
+    inside = ((p.value == 0) | (p.value == 1)).all(-1) & (p.value.sum(-1) == 1)
     chosen = torch.where(p.value == 1, -categorical_log_probs(q._categorical), torch.inf).amin(-1)
     return torch.where(inside, chosen, torch.inf)
 

@@ -181,12 +181,12 @@ class CARMS(Gradient):
             pairs = torch.where(place.unsqueeze(0) != place.unsqueeze(1), pairs, 0.0)
             gaps = lift(values.unsqueeze(1) - values.unsqueeze(0), elements)
             signal = (gaps * pairs).sum(1) / (samples * (samples - 1))
-        chosen = (code * categories.logits).sum(-1) if not bool(categories.logits.isinf().any()) else _chosen(categories, index)
+        chosen = _chosen(categories, index)
         return honest(reduce(values), total((signal * chosen).sum(0), elements))
 
 
 def _chosen(categories: Categories, index: Tensor) -> Tensor:
-    """log q of each element's category, where some categories have probability 0."""
+    """log q of each element's category; a product with the one-hot code would be 0 · ∞ where a category has probability 0."""
     logits = categories.logits.expand(*index.shape, categories.count)
     return logits.gather(-1, index.unsqueeze(-1)).squeeze(-1)
 

@@ -280,6 +280,13 @@ class Gradient(Part, nn.Module, abc.ABC):
     def at(self, epoch: float) -> None:
         """Tell the estimator how far training is, for schedules such as a temperature's."""
 
+    def settled(self, epoch: float) -> bool:
+        """Whether :meth:`at` changes nothing from here on, so that several steps may be taken at once.
+
+        Not so where ``at`` is somebody's own, unless that one says it here.
+        """
+        return type(self).at is Gradient.at
+
     def lacks(self, q: Distribution) -> str | None:
         """What the law does not offer that the estimator needs, in words; None when it fits."""
         missing = sorted(name for name in self.requires & FEATURES.keys() if not offers(q, name))

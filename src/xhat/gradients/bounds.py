@@ -94,7 +94,7 @@ def _path_only(f: Function, q: Distribution, samples: int, reduce: Reduction) ->
     if reduce.form is None:
         return reduce(log_weight(z))
     nothing = torch.zeros_like(log_q)
-    known = torch.as_tensor(weight, dtype=log_q.dtype, device=log_q.device)
+    known = weight.to(log_q) if isinstance(weight, Tensor) else log_q.new_full((), weight)
     path, each, whole = _Again.apply(z, nothing, nothing[0], known, *reduce.form)
     return reduce(log_weight(path) + each) + whole
 

@@ -128,6 +128,9 @@ class Layers(Gradient):
         for gradient in self.gradients:
             gradient.at(epoch)  # type: ignore[operator]
 
+    def settled(self, epoch: float) -> bool:
+        return all(gradient.settled(epoch) for gradient in self.gradients)  # type: ignore[operator]
+
 
 def _chain(q: Distribution) -> Chain:
     """The law as the chain that :meth:`Layers.lacks` has seen it to be."""

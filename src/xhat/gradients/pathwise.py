@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, MultivariateNormal, Normal, TransformedDistribution
@@ -91,6 +93,13 @@ class Pathwise(Path):
         return reduce(followed(f, self.draw(q, samples)))
 
 
+@functools.lru_cache(maxsize=16)
+def _sobol(size: int, samples: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The first Sobol' points, ``(samples, size)``: always the same, and kept, for they are made on the processor."""
+    with torch.inference_mode(False):  # a later step may differentiate past them
+        return SobolEngine(size).draw(samples, dtype=dtype).to(device)
+
+
 def _through_icdf(q: Distribution, samples: int) -> Tensor:
     """Draws from Sobol' points shifted by one uniform number for each example and element."""
     base, _ = split(q)
@@ -100,8 +109,7 @@ def _through_icdf(q: Distribution, samples: int) -> Tensor:
     like = inner.mean
     shape = q.batch_shape + q.event_shape
     size = q.event_shape.numel()
-    points = SobolEngine(size).draw(samples, dtype=like.dtype).to(like.device)
-    points = points.reshape(samples, *(1,) * len(q.batch_shape), *q.event_shape)
+    points = _sobol(size, samples, like.dtype, like.device).reshape(samples, *(1,) * len(q.batch_shape), *q.event_shape)
     eps = torch.finfo(like.dtype).eps
     u = ((points + torch.rand(shape, dtype=like.dtype, device=like.device)) % 1).clamp(eps, 1 - eps)
     if isinstance(base, MultivariateNormal):

@@ -36,6 +36,10 @@ class Temperature(nn.Module):
         if self.last is not None:
             self.now.fill_(self.first * (self.last / self.first) ** min(1.0, epoch / self.epochs))
 
+    def settled(self, epoch: float) -> bool:
+        """Whether it falls no further."""
+        return epoch >= self.epochs
+
 
 class Concrete(Path):
     r"""Gumbel-Softmax: the derivative of f at a relaxed draw, a softmax (or sigmoid) of perturbed logits over a temperature.
@@ -71,6 +75,9 @@ class Concrete(Path):
 
     def at(self, epoch: float) -> None:
         self.schedule.at(epoch)
+
+    def settled(self, epoch: float) -> bool:
+        return self.schedule.settled(epoch)
 
     def draw(self, q: Distribution, samples: int) -> Tensor:
         law = components_of(q)
@@ -139,6 +146,9 @@ class STGumbel(_Straight):
     def at(self, epoch: float) -> None:
         self.schedule.at(epoch)
 
+    def settled(self, epoch: float) -> bool:
+        return self.schedule.settled(epoch)
+
     def draw(self, q: Distribution, samples: int) -> Tensor:
         law = components_of(q)
         perturbed = law.logits + law.noise(samples)
@@ -170,6 +180,9 @@ class GumbelRao(_Straight):
 
     def at(self, epoch: float) -> None:
         self.schedule.at(epoch)
+
+    def settled(self, epoch: float) -> bool:
+        return self.schedule.settled(epoch)
 
     def draw(self, q: Distribution, samples: int) -> Tensor:
         law = components_of(q)

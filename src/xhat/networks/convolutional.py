@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from xhat.errors import ConfigError
@@ -26,6 +27,27 @@ def _image_shape(shape: Sequence[int], what: str) -> tuple[int, ...]:
     if len(sizes) != 3:
         raise ConfigError(f"{what} must be (channels, height, width), was {tuple(shape)!r}: use network='mlp' for tables")
     return sizes
+
+
+def laid_out(x: Tensor) -> Tensor:
+    """Images as a device's convolutions in reduced precision want them: the channels of a pixel side by side.
+
+    Tensor cores take them so, and else each convolution would turn its images there and back.
+    """
+    if x.device.type == "cuda" and torch.is_autocast_enabled("cuda"):
+        return x.contiguous(memory_format=torch.channels_last)
+    return x
+
+
+class _Image(nn.Module):
+    """From features to images, ``(N, *shape)``."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, features: Tensor) -> Tensor:
+        return laid_out(features.unflatten(1, self.shape))
 
 
 class ConvEncoder(Network):
@@ -71,7 +93,7 @@ class ConvEncoder(Network):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor, condition: Tensor | None = None, observed: Tensor | None = None) -> Tensor:
-        return _through(self.layers, with_mask(x, observed) if self.masked else x, condition)
+        return _through(self.layers, laid_out(with_mask(x, observed) if self.masked else x), condition)
 
     def head(self, shape: tuple[int, ...]) -> nn.Module:
         return LinearHead(self.out_features, shape)
@@ -143,7 +165,7 @@ class ConvDecoder(Network):
             activation_of(activation),
             nn.Linear(hidden, maps[0] * math.prod(sizes[0])),
             activation_of(activation),
-            nn.Unflatten(1, (maps[0], *sizes[0])),
+            _Image((maps[0], *sizes[0])),
         ]
         paddings = [(b[0] - 2 * a[0] + 1, b[1] - 2 * a[1] + 1) for a, b in pairwise(sizes)]
         for (before, after), padding in zip(pairwise(maps), paddings, strict=False):

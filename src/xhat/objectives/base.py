@@ -65,3 +65,10 @@ class Objective(Part, nn.Module, abc.ABC):
 
     def at(self, epoch: float) -> None:
         """Tell the objective how far training is, for schedules such as β warm-up."""
+
+    def settled(self, epoch: float) -> bool:
+        """Whether :meth:`at` changes nothing from here on, so that several steps may be taken at once.
+
+        Not so where ``at`` is somebody's own, unless that one says it here.
+        """
+        return type(self).at is Objective.at

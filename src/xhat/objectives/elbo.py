@@ -118,6 +118,9 @@ class ELBO(Objective):
         if self.capacity > 0:
             self.allowed.fill_(self.capacity * _risen(epoch, self.capacity_warmup))
 
+    def settled(self, epoch: float) -> bool:
+        return type(self).at is ELBO.at and epoch >= self.warmup
+
     def forward(self, posed: Posed) -> Terms:
         posed = posed._replace(gradient=_of_means(posed.gradient))
         q, p = posed.q, posed.prior

@@ -17,7 +17,10 @@ from xhat.training.program import Program
 COMPILATION = 30.0
 SAVED_PER_STEP = 8e-4
 SAVED_PER_OPERATION = 2e-12
-SAVED_PER_REPLAY = 1.5e-4  # of a graph on a device: some 50 small kernels fewer, at 3 µs; reckoned, not measured
+SAVED_PER_REPLAY = (
+    1.5e-4  # of a graph on a device: some 50 small kernels fewer, at 3 µs; reckoned, to be set from benchmarks/gpu.md
+)
+COMPILATION_FOR_GRAPHS = 30.0  # seconds until what is recorded is compiled; reckoned, too
 
 
 def engine_for(
@@ -70,7 +73,7 @@ def engine_for(
     if name == "compiled":
         return Compiled(program, optimizer, clip, size)
     if name == "graphs" or (name == "auto" and aboard and held in (None, "graphs")):
-        pays = SAVED_PER_REPLAY * steps >= COMPILATION
+        pays = SAVED_PER_REPLAY * steps >= COMPILATION_FOR_GRAPHS
         return Graphs(program, optimizer, clip, size, tell=tell, compile=pays, strict=name == "graphs")
     compiles = saving(program, size, steps) >= COMPILATION if held in (None, "graphs") else held == "compiled"
     if name == "eager" or not compiles or device.type not in ("cpu", "cuda"):

@@ -39,13 +39,21 @@ class Engine(abc.ABC):
     Attributes:
         name: as in ``Settings.engine``.
         rate: the learning rate, to be set before each step.
+        coming: the learning rates of the next steps, as far as nothing else changes between them and nobody looks at the weights
+            meanwhile: an engine that can takes so many at once. To be set, with ``rate``, when ``ahead`` is 0.
+        most: how many steps the engine takes at once.
+        ahead: how many steps were taken that are yet to be yielded; only at 0 are weights, optimiser and random numbers those
+            after the step that was yielded last.
     """
 
     name: str
+    most: int = 1
+    ahead: int = 0
 
     def __init__(self, program: Program, optimizer: Optimizer, clip: float | None, size: int) -> None:
         self.program, self.optimizer, self.clip, self.size = program, optimizer, clip, size
         self.rate = 0.0
+        self.coming: Sequence[float] = ()
 
     @abc.abstractmethod
     def steps(self, examples: Examples, order: Any, bounds: Bounds) -> Iterator[Taken]:
@@ -156,27 +164,32 @@ class Compiled(Engine):
 def compiled(program: Program, backend: str = "inductor") -> Callable[[Tensor], Derived]:
     """A program in one piece from the compiler; called the first time, it is compiled.
 
-    Raises:
-        ConfigError: this version of torch cannot compile a derivative.
+    Before torch 2.13 a derivative cannot be traced: there it is two pieces, the loss and what the compiler derives from it.
     """
     from torch._dynamo import config  # some seconds to import, and not needed by anybody who trains eagerly
 
-    if not hasattr(config, "trace_autograd_ops"):
-        raise ConfigError(f"the engine compiled needs torch 2.13 or newer, this is {torch.__version__}: use engine='eager'")
     from xhat.networks.products import better_without_mkl
     from xhat.training.products import OneDNNProducts
 
     options: dict[str, Any] = {"guard_filter_fn": _watched}
     if backend == "inductor":
         options["fallback_random"] = True  # torch's own generators, so that eager draws the same numbers
-        if better_without_mkl():
+        if better_without_mkl() and program.parameters[0].device.type == "cpu":
             options["post_grad_custom_post_pass"] = OneDNNProducts()
     # A code object of its own: what is compiled is kept by code object, and the models of one process would share one.
-    text = Program.__call__
+    whole = derivatives_are_traced()
+    text: Any = Program.__call__ if whole else Program.value
     own = types.FunctionType(text.__code__.replace(), text.__globals__, text.__name__, text.__defaults__, text.__closure__)
     with unvalidated():
         run = torch.compile(own, fullgraph=True, dynamic=False, backend=backend, options=options)
 
+    if not whole:
+
+        def in_two(x: Tensor) -> Derived:
+            with unvalidated():
+                return program.derived(*run(program, x))
+
+        return in_two
     asked = config.patch(trace_autograd_ops=True)  # once, for to make it takes longer than to enter it
 
     def call(x: Tensor) -> Derived:
@@ -184,6 +197,13 @@ def compiled(program: Program, backend: str = "inductor") -> Callable[[Tensor], 
             return run(program, x)
 
     return call
+
+
+def derivatives_are_traced() -> bool:
+    """Whether this version of torch can."""
+    from torch._dynamo import config
+
+    return hasattr(config, "trace_autograd_ops")
 
 
 def _watched(guards: Sequence[Any]) -> list[bool]:

@@ -273,13 +273,13 @@ def _run(loop: Loop, folder: RunFolder | None, rows: list[dict[str, Any]], progr
         print(f"idle processes: {idle} of {ranks.world}, for a batch of this run is cut into {count} (shards)", file=sys.stderr)
     shown = progress if ranks.first else False
     with _stop_signal(ranks.world) as stopped, bar(loop.total_steps, loop.progress.step, shown) as show:
-        loop.asked = stopped
+        loop.asked, loop.hasty = stopped, True
         for step in _steps(loop, folder):
             show(step)
             if step.record is not None:
                 rows.append(step.record)
             # Several processes stop after one and the same step, the first after which all know that one of them must
-            if (stopped() if ranks.world == 1 else loop.stop) and not loop.progress.done:
+            if (stopped() if ranks.world == 1 else loop.stop) and loop.settled and not loop.progress.done:
                 interrupted = True
                 break
     if interrupted and folder is not None:

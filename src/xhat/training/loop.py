@@ -85,6 +85,8 @@ class Loop:
 
     Attributes:
         asked: says whether this process was asked to stop.
+        hasty: several steps may be taken at once. Each is still yielded, but the state can be written down only where
+            :attr:`settled` says so; for callers that look at nothing else meanwhile.
         stop: whether any process was; all of them know it after the same step.
     """
 
@@ -105,10 +107,11 @@ class Loop:
                 self.pieces = Pieces(model, torch.device(own_device(settings.device)), self.ranks)
         self.model, self.settings = model if self.pieces is None else self.pieces.model, settings
         self.asked: Callable[[], bool] = lambda: False
-        self.stop = False
+        self.stop = self.hasty = False
         self.device = self.model.device
         self.source = train
-        self.train, self.valid = _aboard(train, self.device), valid
+        self.train = _aboard(train, self.device)
+        self.valid = None if valid is None else _aboard(valid, self.device)
         self.progress = Progress()
         self.unread: list[Taken] = []  # steps whose losses lie on the device still
         self.loss = math.nan
@@ -117,6 +120,7 @@ class Loop:
         # A last batch of one example, which batch normalisation cannot take, joins the one before.
         self.batches = max(1, math.ceil((len(train) - 1) / self.batch_size))
         self.best: dict[str, Tensor] | None = None
+        self._following: tuple[int, Any] = (-1, None)  # the next epoch's order, by its seed, where it is known already
         count = shards or settings.shards or self.ranks.world
         if count > self.batch_size:
             raise ConfigError(
@@ -189,9 +193,20 @@ class Loop:
 
     def order(self) -> Any:
         """This epoch's order of the examples: a function of the seed, the stage and the epoch."""
+        seed = self._seed(self.progress.epoch)
+        if self.together:
+            return seed  # a shard may have an order of its own
+        known, order = self._following
+        return order if known == seed else self.train.order(seed)
+
+    def _seed(self, epoch: int) -> int:
         # Weights that keep (seed, stage, epoch) apart; manual_seed scrambles neighbouring seeds.
-        seed = (self.settings.seed * 1_000_003 + self.progress.stage * 10_007 + self.progress.epoch) % 2**63
-        return seed if self.together else self.train.order(seed)  # a shard may have an order of its own
+        return (self.settings.seed * 1_000_003 + self.progress.stage * 10_007 + epoch) % 2**63
+
+    @property
+    def settled(self) -> bool:
+        """Whether the state is the one after the step that was yielded last, and can be written down."""
+        return self.engine.ahead == 0
 
     def bounds(self) -> list[tuple[int, int]]:
         """Where the batches that are left of this epoch begin and end in its order."""
@@ -218,14 +233,26 @@ class Loop:
         progress, settings = self.progress, self.settings
         done = progress.epoch + progress.batch / self.batches
         self.engine.rate = self.rate(done)
-        self.stage.objective.at(done)
-        self.model.gradient.at(done)
+        if self.settled:
+            self.stage.objective.at(done)
+            self.model.gradient.at(done)
+            self.engine.coming = self._coming(done)
         with reduced(self.stage.module, settings.precision) if settings.precision != "float32" else contextlib.nullcontext():
             self.unread.append(next(steps))
         progress.batch += 1
+        if progress.batch == self.batches and self.device.type == "cuda" and not self.together and self.train.resident:
+            seed = self._seed(progress.epoch + 1)
+            self._following = seed, self.train.order(seed)  # now, while the device has work to do
         progress.step += 1
         if self.device.type == "cpu" or len(self.unread) >= READ_EVERY:
             self.read()
+
+    def _coming(self, done: float) -> list[float]:
+        """The rates of the next steps, as far as they may be taken at once."""
+        together = min(self.engine.most, self.batches - self.progress.batch) if self.hasty else 1
+        if together < 2 or not (self.stage.objective.settled(done) and self.model.gradient.settled(done)):
+            return []
+        return [self.rate(self.progress.epoch + (self.progress.batch + n) / self.batches) for n in range(together)]
 
     def read(self) -> None:
         """Add the steps that were taken since the last reading to the epoch's sums.
@@ -287,10 +314,13 @@ class Loop:
         Raises:
             TrainingError: names the first such weights and the step.
         """
-        for name, tensor in self.model.named_parameters():
-            own = tensor if self.pieces is None else self.pieces.own(tensor)
-            lost = not bool(own.isfinite().all())
-            if lost if self.pieces is None else self.ranks.any(lost):
+        named = [
+            (name, tensor if self.pieces is None else self.pieces.own(tensor)) for name, tensor in self.model.named_parameters()
+        ]
+        # One reading for all, where reading waits for a device
+        finite = torch.stack([own.isfinite().all().to(self.model.device) for _, own in named]).tolist() if named else []
+        for (name, _), well in zip(named, finite, strict=True):
+            if not well if self.pieces is None else self.ranks.any(not well):
                 raise TrainingError(
                     f"the weights {name} are no longer finite after step {self.progress.step} (epoch "
                     f"{self.progress.epoch + 1}): lower the learning rate (--lr) or clip the gradient (--clip 1)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 
 import torch
@@ -37,8 +38,19 @@ class Optimizer:
         # Where the weights are, as the fused kernel wants it
         self.steps = [torch.zeros((), dtype=torch.float32, device=p.device) for p in self.parameters]
 
+    def rates(self, count: int) -> Tensor:
+        """A place for learning rates that steps read from memory, ``(count,)``, as the fused kernel wants it.
+
+        On a CUDA device that is float32, so there a rate that is given as a number is rounded to one: a step is the same
+        whichever way it learns its rate.
+        """
+        device = self.parameters[0].device
+        return torch.zeros(count, dtype=torch.float32 if device.type == "cuda" else torch.float64, device=device)
+
     def step(self, derivatives: Sequence[Tensor | None], rate: float | Tensor) -> None:
         """Move the parameters; those without a derivative stay, with their moments."""
+        if not isinstance(rate, Tensor) and self.parameters[0].device.type == "cuda":
+            rate = struct.unpack("f", struct.pack("f", rate))[0]  # the nearest float32
         moved = [i for i, derivative in enumerate(derivatives) if derivative is not None]
         if len(moved) == len(self.parameters):
             lists = (self.parameters, derivatives, self.first, self.second, self.steps)

@@ -40,6 +40,14 @@ class Program:
         return f"{parts[0]} with {' and '.join(parts[1:])}"
 
     def __call__(self, x: Tensor) -> Derived:
+        return self.derived(*self.value(x))
+
+    def derived(self, total: Tensor, values: Tensor, names: tuple[str, ...]) -> Derived:
+        """What :meth:`value` gave, with the derivatives."""
+        return values, torch.autograd.grad(total, self.parameters, allow_unused=True), names
+
+    def value(self, x: Tensor) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+        """What is derived, with what the estimator adds; the loss and the measures, ``(M,)``; their names."""
         terms: Terms = self.module(x)
         loss = terms.loss.mean()
         measures = {name: values.detach().mean() for name, values in terms.measures.items()}
@@ -49,6 +57,5 @@ class Program:
             measures["weights_kl"] = weights_kl.detach()
         auxiliary = self.gradient.auxiliary_loss()
         total = loss if auxiliary is None else loss + auxiliary
-        derivatives = torch.autograd.grad(total, self.parameters, allow_unused=True)
         values = torch.stack([loss.detach(), *(value.to(loss.dtype) for value in measures.values())])
-        return values, derivatives, ("loss", *measures)
+        return total, values, ("loss", *measures)

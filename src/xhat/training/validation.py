@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from xhat.data import Examples
 from xhat.data.order import InOrder
@@ -35,12 +36,14 @@ def validate(model: Model, stage: Stage, x: Examples, seed: int, shards: int, ra
         chunk = max(1, min(CHUNK, ELEMENTS // (model.numbers * stage.objective.samples)))
         if shards > 1:
             return _together(model, stage, x, min(chunk, math.ceil(len(x) / shards)), seed, ranks)
-        sums: dict[str, float] = {}
+        names: list[str] = []
+        total: Tensor | None = None  # where the model is, and read once: each reading waits for a device
         for batch in x.batches(chunk):
             terms: Terms = stage.module(model.given(batch))
-            for name, values in {"loss": terms.loss, **terms.measures}.items():
-                sums[name] = sums.get(name, 0.0) + float(values.double().sum()) / len(x)
-    return sums
+            names = ["loss", *terms.measures]
+            means = torch.stack([values.double().sum() for values in (terms.loss, *terms.measures.values())]) / len(x)
+            total = means if total is None else total + means
+    return {} if total is None else dict(zip(names, total.tolist(), strict=True))
 
 
 def _together(model: Model, stage: Stage, x: Examples, chunk: int, seed: int, ranks: Ranks) -> dict[str, float]:

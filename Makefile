@@ -16,6 +16,9 @@ DEMO_REPORT   =
 # Options of `make bench`, such as BENCH='--only mlp iwae'.
 BENCH =
 
+# Options of `make gpu`, such as GPU='--only mlp-128'.
+GPU =
+
 # Rows of `make tables`, such as ROWS='one-layer vamp'; all unless given.
 ROWS =
 
@@ -24,7 +27,7 @@ ROWS =
 INSTALL = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL = help
-.PHONY: help install demo test bench guard tables lint format clean
+.PHONY: help install demo test bench guard gpu tables lint format clean
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of"
@@ -48,6 +51,9 @@ bench: $(VENV)-bench/.installed ## install the libraries to compare with, measur
 
 guard: $(VENV)/.installed-dev ## is a step as quick as it was on this machine? (1 minute, idle please; the first time stores what it finds)
 	$(BIN)/python -m benchmarks.speed.guard
+
+gpu: $(VENV)/.installed-dev ## check and time everything on a machine with CUDA, write benchmarks/gpu.md (8 minutes at most)
+	$(BIN)/python -m benchmarks.gpu $(GPU)
 
 tables: $(VENV)-bench/.installed ## train and measure the published tables' rows that are not there yet, write benchmarks/tables.md
 	$(VENV)-bench/bin/python -m benchmarks.tables $(ROWS)

@@ -1,0 +1,1 @@
+"""What holds and how fast it is on one GPU: ``python -m benchmarks.gpu`` writes ``gpu.json`` and ``gpu.md``."""

@@ -12,7 +12,8 @@ from pyarrow import parquet
 
 import xhat
 from reading import numbered, one_sentence
-from xhat.data import Examples, load_data, load_like, load_streamed, memory
+from xhat.data import Examples, load_data, load_streamed, memory
+from xhat.data.preparation_json import from_config
 from xhat.data.rows import parted
 from xhat.data.streams import NpyStream
 from xhat.errors import CheckpointError, ConfigError, DataError, XhatError
@@ -306,15 +307,16 @@ def test_like_its_training_data_streamed_or_not(tmp_path):
         ("images", {"shape": [1, 5, 4], "bytes": True, "options": {"binarize": "threshold"}}),
     ):
         path = saved(tmp_path / "x.npy", SOURCES[name])
-        options = told.get("options", {})
-        own, held = (load_like(path, {**told, "options": {**options, "memory": how}}) for how in ("stream", "load"))
+        own, held = (from_config(told).apply(path, memory=how) for how in ("stream", "load"))
         assert (own.resident, held.resident) == (False, True)
-        torch.testing.assert_close(own.tensor(), held.tensor())
+        assert torch.equal(own.tensor(), held.tensor())
     with pytest.raises(DataError) as error:
-        load_like(path, {"shape": [7], "options": {"memory": "stream"}})
+        from_config({"shape": [7]}).apply(path, memory="stream")
     one_sentence(error.value, "(7,)", "trained on")
-    drawn = load_like(path, {"shape": [1, 5, 4], "bytes": True, "seed": 1, "options": {"memory": "stream", "binarize": "static"}})
+    told = from_config({"shape": [1, 5, 4], "bytes": True, "seed": 1, "options": {"binarize": "static"}})
+    drawn = told.apply(path, memory="stream")
     assert torch.equal(drawn.tensor(), drawn.tensor())
+    assert torch.equal(drawn.tensor(), told.apply(path, memory="load").tensor())
     assert set(drawn.tensor().unique().tolist()) == {0.0, 1.0}
 
 
@@ -373,8 +375,7 @@ def test_a_run_remembers_that_it_streamed(trained):
 def test_commands_write_what_they_would_of_loaded_data(trained):
     run = trained / "run"
     model = xhat.load(run / "model.safetensors")
-    told = json.loads((run / "config.json").read_text())["data"]
-    x = load_like(trained / "x.npy", told)
+    x = model.preparation.apply(trained / "x.npy", memory="stream")
     assert not x.resident
     said = command("encode", run, "--split", "all", "--out", trained / "codes.npy")
     assert "codes of 400 examples, (1, 5, 4) to (2,)" in said

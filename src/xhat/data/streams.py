@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xhat.data.raw import as_events, reading, refuse_empty
+from xhat.data.raw import as_events, layout_of, reading, refuse_empty
 from xhat.errors import DataError
 
 # Rows that are read together and mixed with others. Part of what a seed means: with another figure the split is another.
@@ -36,6 +36,8 @@ class Stream(ABC):
         bounds: the rows at which pieces begin that are cheap to read together, int64 ``(J + 1,)``, the last one N.
         scattered: whether single rows from anywhere are as cheap to read; there is one piece then.
         workers: how many threads read it faster than one does.
+        layout: how the source holds an example, as in :class:`~xhat.data.preparation.Preparation`.
+        source_dtype: NumPy's name of the type that the source holds.
     """
 
     name: str
@@ -44,6 +46,8 @@ class Stream(ABC):
     bounds: np.ndarray
     scattered: bool = False
     workers: int = 1
+    layout: str = "plain"
+    source_dtype: str = "float32"
 
     def __len__(self) -> int:
         return int(self.bounds[-1])
@@ -162,7 +166,12 @@ class NpyStream(Stream):
             )
         self._stored = _stored(self._kind)
         self.dtype = torch.from_numpy(np.empty(0, self._stored)).dtype
-        self.shape = as_events(np.empty((0, *self._row), self._kind)).shape[1:]
+        empty = np.empty((0, *self._row), self._kind)
+        self.shape, self.layout, self.source_dtype = (
+            as_events(empty).shape[1:],
+            layout_of(empty),
+            self._kind.newbyteorder("=").name,
+        )
         self.bounds, self.scattered = pieces(shape[0], self._row_bytes)
 
     def _refuse(self, path: Path, shape: tuple[int, ...], fortran: bool) -> None:
@@ -244,6 +253,7 @@ class Shards(Stream):
 
     def __init__(self, streams: Sequence[Stream], name: str) -> None:
         self.name, self.shape = name, streams[0].shape
+        self.layout, self.source_dtype = streams[0].layout, streams[0].source_dtype
         for stream in streams:
             if stream.shape != self.shape:
                 raise DataError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,15 +25,16 @@ from xhat.errors import DataError
 if TYPE_CHECKING:
     from xhat.data.preparation import Preparation
 
+_T = TypeVar("_T")
 _LOOKED_AT = 4096  # rows of a stream from whose values their units are told
 
 
 def apply(preparation: Preparation, source: Any, *, memory: str, drop: bool, where: str) -> Examples:
     """See :meth:`~xhat.data.preparation.Preparation.apply`."""
-    opened = opened_for(source, preparation.source_options, memory)
+    opened = _with_or_without_labels(preparation.source_options, lambda options: opened_for(source, options, memory))
     if opened is not None:
         return _of_streams(preparation, opened)
-    held = _read(preparation, source, where)
+    held = _with_or_without_labels(preparation.source_options, lambda options: _read(preparation, source, options, where))
     rows, labels, lines = held.rows, held.labels, held.lines
     conversion = preparation.conversion(held.names, rows.shape[1], scale=False)
     used = rows if conversion.columns is None else rows[:, list(conversion.columns)]
@@ -47,7 +49,8 @@ def apply(preparation: Preparation, source: Any, *, memory: str, drop: bool, whe
         places = tuple(places[column] for column in conversion.columns)
     check_finite(used, held.name, lines, places)
     scale = scale_of(preparation, used, held.name)
-    warn_beyond(preparation, used, held.name)
+    if not scale:
+        warn_beyond(preparation, used, held.name)
     conversion = preparation.conversion(held.names, rows.shape[1], scale)
     return in_memory(preparation, conversion, rows, labels)
 
@@ -63,21 +66,20 @@ class _Held(NamedTuple):
     places: tuple[str, ...] | None
 
 
-def _read(preparation: Preparation, source: Any, where: str) -> _Held:
-    """The source, without its labels where it has none, as new examples seldom do."""
-    options = preparation.source_options
+def _with_or_without_labels(options: SourceOptions, read_as: Callable[[SourceOptions], _T]) -> _T:
+    """What is read of a source, without its labels where it has none, as new examples seldom do."""
     if options.labels is None:
-        return _read_as(preparation, source, options, where)
+        return read_as(options)
     try:
-        return _read_as(preparation, source, options, where)
+        return read_as(options)
     except DataError as first:
         try:
-            return _read_as(preparation, source, options._replace(labels=None), where)
+            return read_as(options._replace(labels=None))
         except DataError as second:
             raise (second if "for the labels" in str(first) else first) from None
 
 
-def _read_as(preparation: Preparation, source: Any, options: SourceOptions, where: str) -> _Held:
+def _read(preparation: Preparation, source: Any, options: SourceOptions, where: str) -> _Held:
     name, raw = read(source, options, where)
     parts = []
     for array in raw.splits:
@@ -98,7 +100,8 @@ def _of_streams(preparation: Preparation, opened: Opened) -> Examples:
         rows = rows[:, list(conversion.columns)]
     _check_shape(preparation, opened.name, tuple(rows.shape[1:]))
     scale = scale_of(preparation, rows, opened.name)
-    warn_beyond(preparation, rows, opened.name)
+    if not scale:
+        warn_beyond(preparation, rows, opened.name)
     conversion = preparation.conversion(opened.columns, stream.shape[0], scale)
     sizes = [0 if part is None else len(part) for part in opened.splits]
     labels = _numbered(*label_codes(opened.labels, sizes), len(streams), preparation.label_names)

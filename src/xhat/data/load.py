@@ -185,7 +185,7 @@ def _loaded(
         asked,
         bytes=are_bytes(whole),
         layout=raw.layout or layout_of(raw.train),
-        dtype=raw.train.dtype.newbyteorder("=").name,
+        dtype=raw.dtype or raw.train.dtype.newbyteorder("=").name,
         label_names=label_names,
     )
     learnt = learn(whole[0], raw.columns, start, **ways)

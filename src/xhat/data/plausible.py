@@ -86,7 +86,7 @@ def warn_beyond(preparation: Preparation, rows: Tensor, where: str) -> None:
         DataWarning: once for each call.
     """
     columns = preparation.columns
-    if preparation.bytes or len(columns) != rows.shape[1] or any(column.low is None or column.high is None for column in columns):
+    if len(columns) != rows.shape[1] or any(column.low is None or column.high is None for column in columns):
         return
     low, high = (torch.tensor([getattr(column, end) for column in columns], dtype=torch.float64) for end in ("low", "high"))
     least, most, _ = ranges(rows)

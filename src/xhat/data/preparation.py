@@ -162,6 +162,6 @@ class Preparation:
         return None
 
     def same_units(self, other: Preparation) -> bool:
-        """Whether x of the one means what x of the other means: divided alike, standardised alike."""
+        """Whether x of the one means what x of the other means: standardised alike, and levels in [0, 1] where one has them."""
         one, two = ([(column.mean, column.std) for column in each.columns if column.mean is not None] for each in (self, other))
-        return one == two and bool(self.bytes) == bool(other.bytes)
+        return one == two and (self.bytes == other.bytes or all(each.bytes or each.unit for each in (self, other)))

@@ -23,7 +23,7 @@ class Raw(NamedTuple):
 
     ``columns`` are the names of a table's columns. For messages: ``rows`` are the rows in the file, from 1, of the
     training examples, and ``places`` what each column is called (``"column 'age'"``, ``"column 3"``). ``layout`` is that of
-    pictures in files, whose arrays here have channels first.
+    pictures in files, whose arrays here have channels first; ``dtype`` is NumPy's name of the type that an array in memory had.
     """
 
     train: np.ndarray
@@ -36,6 +36,7 @@ class Raw(NamedTuple):
     rows: np.ndarray | None = None
     places: tuple[str, ...] | None = None
     layout: str | None = None
+    dtype: str | None = None
 
     @property
     def splits(self) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:

@@ -157,7 +157,16 @@ def _read_array(source: Any, options: SourceOptions, where: str) -> Raw:
         raise ConfigError(f"labels={labels!r} names a column of a file, x is an array: give the labels themselves")
     if isinstance(labels, Tensor):
         labels = labels.cpu()
-    return Raw(values.cpu().numpy(), train_labels=None if labels is None else np.asarray(labels))
+    given = None if labels is None else np.asarray(labels)
+    return Raw(values.cpu().numpy(), train_labels=given, dtype=_dtype_name(values if isinstance(source, Examples) else source))
+
+
+def _dtype_name(array: Any) -> str:
+    """NumPy's name of the type of the values; those of a type that NumPy lacks are held as float32."""
+    if isinstance(array, Tensor):
+        name = str(array.dtype).removeprefix("torch.")
+        return name if name != "bfloat16" else "float32"
+    return np.asarray(array).dtype.newbyteorder("=").name
 
 
 def read_array(path: str | Path, name: str) -> Tensor:

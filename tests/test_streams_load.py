@@ -12,10 +12,10 @@ from pyarrow import parquet
 
 import xhat
 from reading import numbered, one_sentence
-from xhat.data import Examples, load_data, load_streamed, memory
+from xhat.data import Examples, load_data, memory
 from xhat.data.preparation_json import from_config
-from xhat.data.rows import parted
-from xhat.data.streams import NpyStream
+from xhat.data.streams import NpyStream, split
+from xhat.data.streams.rows import parted
 from xhat.errors import CheckpointError, ConfigError, DataError, XhatError
 from xhat.evaluation.moments import Moments
 
@@ -151,7 +151,7 @@ def test_describe_says_that_it_streams(tmp_path, monkeypatch):
     assert "streamed from disk" in said
     assert "400 examples of shape (1, 5, 4), 320 to train" in said
     assert "training examples" not in said
-    monkeypatch.setattr(load_streamed, "SAMPLE", 100 * 20)
+    monkeypatch.setattr(split, "SAMPLE", 100 * 20)
     data = load_data(path, memory="stream", standardize=True)
     assert "of the training examples" in data.describe()
     looked_at = int(data.describe().split("are those of ")[1].split()[0])
@@ -160,7 +160,7 @@ def test_describe_says_that_it_streams(tmp_path, monkeypatch):
 
 
 def test_a_sample_comes_from_everywhere_and_from_the_start(tmp_path, monkeypatch):
-    monkeypatch.setattr(load_streamed, "SAMPLE", 2**16)
+    monkeypatch.setattr(split, "SAMPLE", 2**16)
     array = np.zeros((20_000, 100), np.uint8)
     array[:50] = 255
     path = saved(tmp_path / "x.npy", array)
@@ -169,7 +169,7 @@ def test_a_sample_comes_from_everywhere_and_from_the_start(tmp_path, monkeypatch
 
 
 def test_rows_outside_a_learnt_sample_are_checked_when_they_are_fetched(tmp_path, monkeypatch):
-    monkeypatch.setattr(load_streamed, "SAMPLE", 4000)
+    monkeypatch.setattr(split, "SAMPLE", 4000)
     array = np.random.default_rng(0).random((20_000, 10)).astype(np.float32)
     array[19_999, 3] = np.nan
     data = load_data(saved(tmp_path / "x.npy", array), memory="stream")
@@ -327,7 +327,7 @@ def _interrupted(writer):
 
 
 def test_files_are_written_row_by_row_and_appear_when_they_are_whole(tmp_path):
-    from xhat.data.npy_writer import NpyWriter
+    from xhat.data.streams.npy_writer import NpyWriter
 
     path = tmp_path / "x.npy"
     values = torch.rand(10, 3, 2)

@@ -377,7 +377,7 @@ def _mapped(model: Model, examples: Examples, function: Callable[[Tensor], Tenso
 
 def _write_by_rows(place: Path, count: int, blocks: Iterable[Tensor]) -> None:
     """Write an npy file block by block: what is streamed may be larger than memory, and so may be what becomes of it."""
-    from xhat.data.npy_writer import write_rows
+    from xhat.data.streams.npy_writer import write_rows
 
     make_folder(place)
     write_rows(place, count, blocks)

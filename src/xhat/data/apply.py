@@ -10,16 +10,16 @@ from torch import Tensor
 
 from xhat.data.examples import Examples
 from xhat.data.made import in_memory, on_disk
-from xhat.data.opened import Opened, opened_for
 from xhat.data.plausible import scale_of, warn_beyond
 from xhat.data.raw import Raw, as_events
-from xhat.data.rows import AllRows
 from xhat.data.source_options import SourceOptions
 from xhat.data.sources import read
 from xhat.data.splits import label_codes
 from xhat.data.storage import as_storage, check_finite, check_size
-from xhat.data.streamed import Streamed
 from xhat.data.streams import Shards, Stream
+from xhat.data.streams.opened import Opened, opened_for
+from xhat.data.streams.rows import AllRows
+from xhat.data.streams.streamed import Streamed
 from xhat.errors import DataError
 
 if TYPE_CHECKING:

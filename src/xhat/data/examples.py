@@ -12,13 +12,13 @@ from torch import Tensor
 
 from xhat.data.batch import Batch
 from xhat.data.conversion import Conversion
-from xhat.data.feed import feed
 from xhat.data.memory import available_memory, fits
-from xhat.data.order import InOrder, Order
-from xhat.data.rows import AllRows, Listed, Stretch
 from xhat.data.storage import STORED, as_storage, check_finite, check_size, too_flat
-from xhat.data.streamed import Check, Streamed
 from xhat.data.streams import Stream
+from xhat.data.streams.feed import feed
+from xhat.data.streams.order import InOrder, Order
+from xhat.data.streams.rows import AllRows, Listed, Stretch
+from xhat.data.streams.streamed import Check, Streamed
 from xhat.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ class Examples:
         """A shuffled order of the examples, a function of the seed: ``order[start:stop]`` are the int64 indices of a stretch.
 
         In memory it is ``torch.randperm``; of a stream it is computed where it is asked, see
-        :class:`~xhat.data.order.Windows`.
+        :class:`~xhat.data.streams.order.Windows`.
         """
         if self.streamed is not None:
             return self.streamed.order(seed)

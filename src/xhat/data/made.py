@@ -13,7 +13,7 @@ from xhat.data.conversion import Conversion
 from xhat.data.counter import uniform
 from xhat.data.examples import Examples, check_unit_range, drawn
 from xhat.data.splits import seed_for
-from xhat.data.streamed import Streamed
+from xhat.data.streams.streamed import Streamed
 
 if TYPE_CHECKING:
     from xhat.data.preparation import Preparation

@@ -16,10 +16,10 @@ from xhat.data.examples import Examples
 from xhat.data.frames import is_frame, read_frame
 from xhat.data.idx import IDX_NAME, mnist_files, read_idx, read_mnist_folder
 from xhat.data.images import IMAGE_ENDINGS, image_paths, read_images
-from xhat.data.opened import read_shards, shard_paths
 from xhat.data.raw import Raw, reading, refuse_empty
 from xhat.data.source_options import SourceOptions, refuse_others
 from xhat.data.storage import as_storage, check_finite
+from xhat.data.streams.opened import read_shards, shard_paths
 from xhat.data.tables import read_csv, read_parquet
 from xhat.errors import ConfigError, DataError
 

@@ -168,8 +168,8 @@ class Model(Part, nn.Module, abc.ABC):
         """What a user brings, on the model's device and of its dtype, with the condition that the model needs.
 
         Args:
-            x: a :class:`~xhat.data.Batch`, ``Examples`` or a float tensor, in the model's own units; or whatever else there is, which
-                goes through :attr:`preparation`.
+            x: a :class:`~xhat.data.Batch`, ``Examples`` or a float tensor, in the model's own units; or whatever else there is,
+                which goes through :attr:`preparation`.
             condition: numbers ``(B, C)``, or values by name (:meth:`~xhat.data.Conditions.encode`), in place of x's own.
 
         Raises:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xhat.data.streams import Stream, Watched
+from xhat.data.streams.base import Stream, Watched
 from xhat.data.tables import column_position, opened_parquet, refuse_column
 from xhat.errors import DataError
 

@@ -10,13 +10,15 @@ import numpy as np
 
 from xhat.data.arrays import read_npy
 from xhat.data.idx import mnist_files
-from xhat.data.image_stream import ImageStream
 from xhat.data.images import by_split, image_paths, labels_of
 from xhat.data.memory import fits
-from xhat.data.parquet_stream import ParquetStream
 from xhat.data.raw import Raw, reading
 from xhat.data.source_options import SourceOptions, refuse_others
-from xhat.data.streams import NpyStream, Shards, Stream
+from xhat.data.streams.base import Stream
+from xhat.data.streams.images import ImageStream
+from xhat.data.streams.npy import NpyStream
+from xhat.data.streams.parquet import ParquetStream
+from xhat.data.streams.shards import Shards
 from xhat.data.tables import read_parquet
 from xhat.errors import ConfigError, DataError
 

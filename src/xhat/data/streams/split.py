@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xhat.data.opened import Opened
-from xhat.data.rows import AllRows, Rows, parted
 from xhat.data.splits import label_codes, part_sizes, seed_for
-from xhat.data.streamed import Streamed
+from xhat.data.streams.opened import Opened
+from xhat.data.streams.rows import AllRows, Rows, parted
+from xhat.data.streams.streamed import Streamed
 from xhat.errors import DataError
 
 SPLITS = ("train", "valid", "test")

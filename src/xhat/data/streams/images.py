@@ -12,7 +12,7 @@ from torch import Tensor
 
 from xhat.data.images import check_size, decode, stack
 from xhat.data.permutation import Permutation
-from xhat.data.streams import Stream
+from xhat.data.streams.base import Stream
 from xhat.errors import DataError
 
 _LOOKED_AT = 256  # images that are decoded to find out whether any is in colour

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from xhat.data.conversion import AS_STORED, Conversion
 from xhat.data.counter import uniform
-from xhat.data.order import WINDOW, WINDOW_ROWS, Windows
-from xhat.data.rows import Rows
-from xhat.data.streams import Stream
+from xhat.data.streams.base import Stream
+from xhat.data.streams.order import WINDOW, WINDOW_ROWS, Windows
+from xhat.data.streams.rows import Rows
 from xhat.errors import DataError
 
 Check = Callable[[Tensor, str, int], None]

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from xhat.data import load_data
-from xhat.data.choices import Choices
 from xhat.data.raw import Raw
+from xhat.data.source_options import SourceOptions
 from xhat.data.sources import read
 from xhat.errors import XhatError
 
@@ -20,8 +20,8 @@ def numbered(n, d=2):
     return torch.arange(n)[:, None] + torch.arange(1, d + 1) / 8 + 0.001
 
 
-def raw_of(source, **choices) -> Raw:
-    return read(source, Choices(**choices))[1]
+def raw_of(source, **options) -> Raw:
+    return read(source, SourceOptions(**options))[1]
 
 
 def one_sentence(error, *words):

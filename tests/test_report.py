@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 import re
@@ -231,7 +232,8 @@ def test_what_an_older_version_measured_is_shown_as_it_was(tmp_path):
 def test_names_are_escaped(tmp_path):
     names = f"{EVIL},b'\">&amp;,$\\frac{{c,kind"
     data = xhat.load_data(table(tmp_path, names), labels="kind")
-    data = type(data)(**{**vars(data), "name": EVIL, "notes": (EVIL,), "label_names": (EVIL, "名前")})
+    told = dataclasses.replace(data.preparation, label_names=(EVIL, "名前"))
+    data = dataclasses.replace(data, name=EVIL, notes=(EVIL,), preparation=told)
     about = {"recipe": EVIL, "command": f"xhat {EVIL}", "data": {EVIL: EVIL}, "options": {"latent": EVIL * 10}}
     _, page, text = report(tmp_path, data, "vae", latent=2, about=about)
     assert "<script" not in text.lower()

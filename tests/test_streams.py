@@ -10,12 +10,15 @@ from PIL import Image
 from pyarrow import parquet
 
 from reading import one_sentence, random
-from xhat.data import Examples, load_data, parquet_stream, streams
-from xhat.data.image_stream import ImageStream
-from xhat.data.parquet_stream import ParquetStream
+from xhat.data import Examples, load_data
 from xhat.data.raw import as_events
 from xhat.data.storage import as_storage
-from xhat.data.streams import NpyStream, Shards, pieces
+from xhat.data.streams import NpyStream, Shards
+from xhat.data.streams import npy as npy_stream
+from xhat.data.streams import parquet as parquet_stream
+from xhat.data.streams.images import ImageStream
+from xhat.data.streams.npy import pieces
+from xhat.data.streams.parquet import ParquetStream
 from xhat.errors import DataError
 
 
@@ -52,8 +55,8 @@ def test_npy_rows_are_those_of_the_array(tmp_path, shape, dtype):
 
 @pytest.mark.parametrize(("gap", "span"), [(0, 1), (0, 50), (1, 37), (30, 2**20), (10**6, 64), (10**6, 2**20)])
 def test_npy_reads_the_same_however_reads_are_joined(tmp_path, monkeypatch, gap, span):
-    monkeypatch.setattr(streams, "_GAP", gap)
-    monkeypatch.setattr(streams, "_SPAN", span)
+    monkeypatch.setattr(npy_stream, "_GAP", gap)
+    monkeypatch.setattr(npy_stream, "_SPAN", span)
     array = random(500, 7, dtype=np.uint8)
     stream = NpyStream(saved(tmp_path / "x.npy", array))
     for rows in (picks(500), torch.arange(500), torch.arange(499, -1, -1), torch.tensor([499]), torch.arange(0, 500, 3)):
@@ -141,7 +144,7 @@ def test_pieces_cover_all_rows_and_stay_small_and_few(count, row_bytes):
     assert bounds[-1] == count
     assert (sizes > 0).all()
     assert len(sizes) <= 2**20
-    assert sizes.max() * row_bytes <= streams.BLOCK
+    assert sizes.max() * row_bytes <= npy_stream.BLOCK
     assert pieces(count, 65_536)[1]
 
 

@@ -12,9 +12,10 @@ from pyarrow import parquet
 
 import xhat
 from reading import numbered, one_sentence
-from xhat.data import Examples, load_data, load_like, load_streamed, memory
-from xhat.data.rows import parted
-from xhat.data.streams import NpyStream
+from xhat.data import Examples, load_data, memory
+from xhat.data.preparation_json import from_config
+from xhat.data.streams import NpyStream, split
+from xhat.data.streams.rows import parted
 from xhat.errors import CheckpointError, ConfigError, DataError, XhatError
 from xhat.evaluation.moments import Moments
 
@@ -150,7 +151,7 @@ def test_describe_says_that_it_streams(tmp_path, monkeypatch):
     assert "streamed from disk" in said
     assert "400 examples of shape (1, 5, 4), 320 to train" in said
     assert "training examples" not in said
-    monkeypatch.setattr(load_streamed, "SAMPLE", 100 * 20)
+    monkeypatch.setattr(split, "SAMPLE", 100 * 20)
     data = load_data(path, memory="stream", standardize=True)
     assert "of the training examples" in data.describe()
     looked_at = int(data.describe().split("are those of ")[1].split()[0])
@@ -159,7 +160,7 @@ def test_describe_says_that_it_streams(tmp_path, monkeypatch):
 
 
 def test_a_sample_comes_from_everywhere_and_from_the_start(tmp_path, monkeypatch):
-    monkeypatch.setattr(load_streamed, "SAMPLE", 2**16)
+    monkeypatch.setattr(split, "SAMPLE", 2**16)
     array = np.zeros((20_000, 100), np.uint8)
     array[:50] = 255
     path = saved(tmp_path / "x.npy", array)
@@ -168,7 +169,7 @@ def test_a_sample_comes_from_everywhere_and_from_the_start(tmp_path, monkeypatch
 
 
 def test_rows_outside_a_learnt_sample_are_checked_when_they_are_fetched(tmp_path, monkeypatch):
-    monkeypatch.setattr(load_streamed, "SAMPLE", 4000)
+    monkeypatch.setattr(split, "SAMPLE", 4000)
     array = np.random.default_rng(0).random((20_000, 10)).astype(np.float32)
     array[19_999, 3] = np.nan
     data = load_data(saved(tmp_path / "x.npy", array), memory="stream")
@@ -306,15 +307,16 @@ def test_like_its_training_data_streamed_or_not(tmp_path):
         ("images", {"shape": [1, 5, 4], "bytes": True, "options": {"binarize": "threshold"}}),
     ):
         path = saved(tmp_path / "x.npy", SOURCES[name])
-        options = told.get("options", {})
-        own, held = (load_like(path, {**told, "options": {**options, "memory": how}}) for how in ("stream", "load"))
+        own, held = (from_config(told).apply(path, memory=how) for how in ("stream", "load"))
         assert (own.resident, held.resident) == (False, True)
-        torch.testing.assert_close(own.tensor(), held.tensor())
+        assert torch.equal(own.tensor(), held.tensor())
     with pytest.raises(DataError) as error:
-        load_like(path, {"shape": [7], "options": {"memory": "stream"}})
+        from_config({"shape": [7]}).apply(path, memory="stream")
     one_sentence(error.value, "(7,)", "trained on")
-    drawn = load_like(path, {"shape": [1, 5, 4], "bytes": True, "seed": 1, "options": {"memory": "stream", "binarize": "static"}})
+    told = from_config({"shape": [1, 5, 4], "bytes": True, "seed": 1, "options": {"binarize": "static"}})
+    drawn = told.apply(path, memory="stream")
     assert torch.equal(drawn.tensor(), drawn.tensor())
+    assert torch.equal(drawn.tensor(), told.apply(path, memory="load").tensor())
     assert set(drawn.tensor().unique().tolist()) == {0.0, 1.0}
 
 
@@ -325,7 +327,7 @@ def _interrupted(writer):
 
 
 def test_files_are_written_row_by_row_and_appear_when_they_are_whole(tmp_path):
-    from xhat.data.npy_writer import NpyWriter
+    from xhat.data.streams.npy_writer import NpyWriter
 
     path = tmp_path / "x.npy"
     values = torch.rand(10, 3, 2)
@@ -373,8 +375,7 @@ def test_a_run_remembers_that_it_streamed(trained):
 def test_commands_write_what_they_would_of_loaded_data(trained):
     run = trained / "run"
     model = xhat.load(run / "model.safetensors")
-    told = json.loads((run / "config.json").read_text())["data"]
-    x = load_like(trained / "x.npy", told)
+    x = model.preparation.apply(trained / "x.npy", memory="stream")
     assert not x.resident
     said = command("encode", run, "--split", "all", "--out", trained / "codes.npy")
     assert "codes of 400 examples, (1, 5, 4) to (2,)" in said

@@ -10,9 +10,9 @@ import torch
 from scipy import stats
 
 from reading import one_sentence
-from xhat.data import Examples, as_examples, streamed
-from xhat.data.order import InOrder, Windows
-from xhat.data.streams import Stream
+from xhat.data import Examples, as_examples
+from xhat.data.streams import Stream, streamed
+from xhat.data.streams.order import InOrder, Windows
 from xhat.errors import ConfigError, DataError
 
 

@@ -26,6 +26,10 @@ class DataError(XhatError, ValueError):
     """The data cannot be read or cannot be used as asked: a missing file, a NaN, a value outside a support."""
 
 
+class DataWarning(UserWarning):
+    """The data can be used, but look as if they were not meant: values far outside the range of the training data."""
+
+
 class ConfigError(XhatError, ValueError):
     """Parts or options that make no sense together, or an option outside its range."""
 

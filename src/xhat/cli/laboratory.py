@@ -119,7 +119,7 @@ def _of_run(run: Path, split: str, batch: int) -> Problem:
     if batch < 1:
         raise ConfigError(f"batch must be at least 1, was {batch}")
     folder, model = open_run(run)
-    examples, _ = examples_for(folder, None, split)
+    examples = examples_for(folder, model, None, split)
     if len(examples) > batch:
         examples = examples.subset(torch.randperm(len(examples))[:batch])
     return problem_of(model, examples)

@@ -11,6 +11,7 @@ from xhat.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
     from xhat.data import Data, Examples
+    from xhat.models.base import Model
     from xhat.training.folder import RunFolder
 
 DIGITS = "digits"  # the one source that is a word
@@ -209,25 +210,44 @@ def _refuse_changed(folder: RunFolder, told: dict[str, Any]) -> None:
         )
 
 
-def examples_for(folder: RunFolder, source: str | None, split: str) -> tuple[Examples, dict[str, Any]]:
-    """Examples for a trained model, prepared as its training data were, and what config.json says of those.
+def examples_for(folder: RunFolder, model: Model, source: str | None, split: str) -> Examples:
+    """Examples for a trained model, prepared as its training data were.
 
     Args:
         folder: the run.
+        model: its model.
         source: other data than the run's own, all of them; or None.
         split: of the run's own data, "train", "valid", "test" or "all".
     """
-    from xhat.data import load_like
-
     if source is not None:
-        told = told_of(folder)
-        return load_like(source, told), told
+        return _applied(model, source, told_of(folder))
     if split not in ("train", "valid", "test", "all"):
         raise ConfigError(f"split must be one of train, valid, test, all, was {split!r}")
     told = _known(folder)
     if split == "all":
-        examples = load_like(told["source"], told, drop=told.get("options", {}).get("nonfinite") == "drop")
+        examples = _applied(model, told["source"], told, drop=told.get("options", {}).get("nonfinite") == "drop")
         _refuse_changed(folder, told)
-        return examples, told
-    examples = getattr(run_data(folder), split)
-    return examples.fixed(int(told.get("seed", 0))), told
+        return examples
+    part: Examples = getattr(run_data(folder), split)
+    return part.fixed(int(told.get("seed", 0)))
+
+
+def _applied(model: Model, source: str, told: dict[str, Any], drop: bool = False) -> Examples:
+    """All of a source, prepared; what looks as if it were not meant is said in a line."""
+    import sys
+    import warnings
+
+    from xhat.data import Preparation
+    from xhat.errors import DataWarning
+
+    layout = "plain" if len(model.event_shape) == 1 else "channels-first"
+    preparation = model.preparation or Preparation(model.event_shape, layout=layout)
+    with warnings.catch_warnings(record=True) as remarks:
+        warnings.simplefilter("always", DataWarning)
+        examples = preparation.apply(source, memory=told.get("options", {}).get("memory", "auto"), drop=drop)
+    for remark in remarks:
+        if issubclass(remark.category, DataWarning):
+            print(f"xhat: {remark.message}", file=sys.stderr)
+        else:
+            warnings.warn_explicit(remark.message, remark.category, remark.filename, remark.lineno)
+    return examples

@@ -29,7 +29,7 @@ def write(
     path: Path,
     arrays: dict[str, Tensor],
     columns: tuple[str, ...] | None = None,
-    label_names: list[str] | None = None,
+    label_names: tuple[str, ...] | None = None,
 ) -> None:
     """Write arrays; the first is the one that formats for one array hold.
 

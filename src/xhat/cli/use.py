@@ -77,7 +77,7 @@ def evaluate(
     from xhat.models.files import write_bytes
 
     folder, model = open_run(run)
-    examples, told = examples_for(folder, data, split)
+    examples = examples_for(folder, model, data, split)
     examples = _limited(examples, limit)
     train = run_data(folder).train if data is None and split == "test" else None
     if samples is None:
@@ -85,8 +85,9 @@ def evaluate(
     ways: dict[str, Any] = {"method": method, "steps": steps, "leapfrog": leapfrog, "start": start, "refine_steps": refine}
     result = _evaluate(model, examples, samples, train, seed, ways)
     print(result)
-    if told.get("scaling") is not None and result.log_likelihood is not None:
-        shift = _scaling(told["scaling"]).log_jacobian
+    scaling = _scaling(model)
+    if scaling is not None and result.log_likelihood is not None:
+        shift = scaling.log_jacobian
         print(f"densities are of standardised values; add {shift:.4f} nats for the density in the data's own units")
     place = folder.path / "evaluation.json"
     held = {"source": data, "split": None if data else split, "limit": limit, "seed": seed, **result.as_dict()}
@@ -141,7 +142,7 @@ def sample(run: Path, *, n: int = 64, out: Path | None = None, draw: bool = Fals
     place = _place(out, folder, model, "samples")
     torch.manual_seed(seed)
     x = model.sample(n, sample=draw)
-    _write_examples(place, folder, {"samples": x})
+    _write_examples(place, model, {"samples": x})
     print(f"{n} new examples of shape {tuple(x.shape[1:])} written to {place}")
 
 
@@ -181,7 +182,7 @@ def encode(
     folder, model = open_run(run)
     place = folder.path / "codes.npy" if out is None else out
     check_ending(place)
-    examples, told = examples_for(folder, data, split)
+    examples = examples_for(folder, model, data, split)
     torch.manual_seed(seed)
     encoded = _mapped(model, examples, lambda x: model.encode(x, sample=draw))
     if not examples.resident and place.suffix == ".npy":
@@ -190,7 +191,7 @@ def encode(
         return
     codes = torch.cat(list(encoded))
     arrays = {"codes": codes} if examples.labels is None else {"codes": codes, "labels": examples.labels}
-    write(place, arrays, label_names=told.get("label_names"))
+    write(place, arrays, label_names=None if model.preparation is None else model.preparation.label_names)
     print(f"codes of {len(codes)} examples, {tuple(model.event_shape)} to {tuple(codes.shape[1:])}, written to {place}")
 
 
@@ -221,7 +222,7 @@ def decode(run: Path, codes: Path, *, out: Path | None = None, draw: bool = Fals
     z = read_codes(codes, model.latent_shape)
     torch.manual_seed(seed)
     x = torch.cat([model.decode(block, sample=draw) for block in z.split(CHUNK)])
-    _write_examples(place, folder, {"decoded": x})
+    _write_examples(place, model, {"decoded": x})
     print(f"{len(x)} examples written to {place}")
 
 
@@ -270,11 +271,11 @@ def reconstruct(
     folder, model = open_run(run)
     place = _place(out, folder, model, "reconstructions")
     corruption = None if corrupt is None else corruption_from(corrupt)
-    examples, _ = examples_for(folder, data, split)
+    examples = examples_for(folder, model, data, split)
     examples = _limited(examples, limit)
     torch.manual_seed(seed)
     if not examples.resident and place.suffix == ".npy":
-        _reconstruct_by_rows(place, folder, model, examples, corruption, draw)
+        _reconstruct_by_rows(place, model, examples, corruption, draw)
         return
     x = examples.tensor()
     seen = x if corruption is None else corruption(x)
@@ -282,7 +283,7 @@ def reconstruct(
     arrays = {"x_hat": back, "x": x} if place.suffix in (".npy", ".csv") else {"x": x, "x_hat": back}
     if corruption is not None and place.suffix not in (".npy", ".csv"):
         arrays = {"x": x, "corrupted": seen, "x_hat": back}
-    _write_examples(place, folder, arrays)
+    _write_examples(place, model, arrays)
     print(f"{len(x)} reconstructions written to {place}; mean squared error an example {squared_error(back, x).mean():.4f}")
     if corruption is not None:
         print(f"the corrupted examples' own squared error to the clean ones is {squared_error(seen, x).mean():.4f}")
@@ -376,25 +377,23 @@ def _mapped(model: Model, examples: Examples, function: Callable[[Tensor], Tenso
 
 def _write_by_rows(place: Path, count: int, blocks: Iterable[Tensor]) -> None:
     """Write an npy file block by block: what is streamed may be larger than memory, and so may be what becomes of it."""
-    from xhat.data.npy_writer import write_rows
+    from xhat.data.streams.npy_writer import write_rows
 
     make_folder(place)
     write_rows(place, count, blocks)
 
 
-def _reconstruct_by_rows(
-    place: Path, folder: RunFolder, model: Model, examples: Examples, corruption: Corruption | None, draw: bool
-) -> None:
+def _reconstruct_by_rows(place: Path, model: Model, examples: Examples, corruption: Corruption | None, draw: bool) -> None:
     from xhat.objectives.posed import squared_error
 
-    told, errors = told_of(folder), {"back": 0.0, "seen": 0.0}
+    errors = {"back": 0.0, "seen": 0.0}
 
     def restored(x: Tensor) -> Tensor:
         seen = x if corruption is None else corruption(x)
         back = model.reconstruct(seen, sample=draw)
         errors["back"] += float(squared_error(back.cpu(), x).double().sum())
         errors["seen"] += float(squared_error(seen, x).double().sum())
-        return _own_units(back, told)
+        return _own_units(back, model)
 
     count = len(examples)
     _write_by_rows(place, count, _mapped(model, examples, restored))
@@ -403,26 +402,17 @@ def _reconstruct_by_rows(
         print(f"the corrupted examples' own squared error to the clean ones is {errors['seen'] / count:.4f}")
 
 
-def _write_examples(place: Path, folder: RunFolder, arrays: dict[str, Tensor]) -> None:
+def _write_examples(place: Path, model: Model, arrays: dict[str, Tensor]) -> None:
     """Write examples in the units, and under the column names, of the run's data."""
-    told = told_of(folder)
-    write(place, {name: _own_units(values, told) for name, values in arrays.items()}, _columns(told))
+    columns = None if model.preparation is None else model.preparation.names
+    write(place, {name: _own_units(values, model) for name, values in arrays.items()}, columns)
 
 
-def _own_units(x: Tensor, told: dict[str, Any]) -> Tensor:
+def _own_units(x: Tensor, model: Model) -> Tensor:
     """Values in the units of the data, where they were standardised."""
-    scaling = told.get("scaling")
-    return x if scaling is None else _scaling(scaling).invert(x.double())
+    scaling = _scaling(model)
+    return x if scaling is None else scaling.invert(x.double())
 
 
-def _scaling(told: dict[str, Any]) -> Scaling:
-    import torch
-
-    from xhat.data import Scaling
-
-    return Scaling(*(torch.tensor(told[name], dtype=torch.float64) for name in ("mean", "std")))
-
-
-def _columns(told: dict[str, Any]) -> tuple[str, ...] | None:
-    columns = told.get("columns")
-    return None if columns is None else tuple(columns)
+def _scaling(model: Model) -> Scaling | None:
+    return None if model.preparation is None else model.preparation.scaling

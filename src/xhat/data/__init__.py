@@ -18,10 +18,12 @@ from xhat.data.corruption import (
     corruption_from,
 )
 from xhat.data.examples import Examples, as_examples
+from xhat.data.given import given, in_own_units, preparation_of
 from xhat.data.kinds import Kind, kind_of
-from xhat.data.like import load_like, read_array
 from xhat.data.load import Data, load_data
+from xhat.data.preparation import Preparation
 from xhat.data.scaling import Scaling
+from xhat.data.sources import read_array
 
 __all__ = [
     "CORRUPTIONS",
@@ -33,12 +35,15 @@ __all__ = [
     "Kind",
     "Masking",
     "NormalNoise",
+    "Preparation",
     "SaltAndPepper",
     "Scaling",
     "as_examples",
     "corruption_from",
+    "given",
+    "in_own_units",
     "kind_of",
     "load_data",
-    "load_like",
+    "preparation_of",
     "read_array",
 ]

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Generator, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from xhat.data.batch import Batch
-from xhat.data.feed import feed
+from xhat.data.conversion import Conversion
 from xhat.data.memory import available_memory, fits
-from xhat.data.order import InOrder, Order
-from xhat.data.rows import AllRows, Listed, Stretch
 from xhat.data.storage import STORED, as_storage, check_finite, check_size, too_flat
-from xhat.data.streamed import Check, Streamed
 from xhat.data.streams import Stream
+from xhat.data.streams.feed import feed
+from xhat.data.streams.order import InOrder, Order
+from xhat.data.streams.rows import AllRows, Listed, Stretch
+from xhat.data.streams.streamed import Check, Streamed
 from xhat.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from xhat.data.preparation import Preparation
 
 _CHUNK = 4096  # examples drawn at once: a whole data set as float32 would be four times its bytes
 
@@ -32,6 +36,7 @@ class Examples:
         labels: ``(N,)``, whole numbers, or None.
         scale: divide by 255 when a batch is fetched, so that bytes stay bytes in memory (uint8 storage only).
         binarize: ``"dynamic"`` makes every fetch draw Bernoulli(value) anew from torch's global generator.
+        preparation: what was done to the user's data to make these examples, where it is known.
 
     Raises:
         DataError: storage of another dtype, without examples or without an event axis; labels of another length;
@@ -54,6 +59,7 @@ class Examples:
         *,
         scale: bool = False,
         binarize: str | None = None,
+        preparation: Preparation | None = None,
     ) -> None:
         if storage.dtype not in STORED:
             raise DataError(f"examples must be stored as uint8, float32 or float64, not {storage.dtype}: as_examples(x) converts")
@@ -78,6 +84,7 @@ class Examples:
             )
         self.labels = None if labels is None else labels.detach().to(torch.int64)
         self.binarize = binarize
+        self.preparation = preparation
         self.streamed: Streamed | None = None
         if isinstance(storage, Tensor):
             self._storage, self.scale = storage.detach(), scale
@@ -85,7 +92,7 @@ class Examples:
                 check_unit_range(self)
             return
         if isinstance(storage, Stream):
-            storage = Streamed(storage, AllRows(storage.bounds), storage.shape, scale=scale)
+            storage = Streamed(storage, AllRows(storage.bounds), storage.shape, Conversion(scale=scale))
         if binarize is not None:
             storage = dataclasses.replace(storage, unit=True)
         self.streamed, self.scale = storage, storage.scale
@@ -191,7 +198,7 @@ class Examples:
         """A shuffled order of the examples, a function of the seed: ``order[start:stop]`` are the int64 indices of a stretch.
 
         In memory it is ``torch.randperm``; of a stream it is computed where it is asked, see
-        :class:`~xhat.data.order.Windows`.
+        :class:`~xhat.data.streams.order.Windows`.
         """
         if self.streamed is not None:
             return self.streamed.order(seed)
@@ -238,8 +245,10 @@ class Examples:
                 rows: Stretch | Listed = Stretch(self.streamed.rows, start, stop)
             else:
                 rows = Listed(self.streamed.rows, _positions(index, len(self)))
-            return Examples(dataclasses.replace(self.streamed, rows=rows), labels, binarize=self.binarize)
-        return Examples(self.storage[index], labels, scale=self.scale, binarize=self.binarize)
+            return Examples(
+                dataclasses.replace(self.streamed, rows=rows), labels, binarize=self.binarize, preparation=self.preparation
+            )
+        return self._with(self.storage[index], labels)
 
     def fixed(self, seed: int) -> Examples:
         """The same examples with dynamic binarisation replaced by one draw, a pure function of ``seed``.
@@ -264,7 +273,7 @@ class Examples:
                 check(self[first : first + _CHUNK], where, first)
             return self
         if self.binarize is None:
-            return Examples(dataclasses.replace(self.streamed, check=check), self.labels)
+            return Examples(dataclasses.replace(self.streamed, check=check), self.labels, preparation=self.preparation)
         # What is drawn is 0 or 1, whatever the rows hold
         for value in (0.0, 1.0):
             check(torch.full((1, *self.shape), value), where, 0)
@@ -275,7 +284,11 @@ class Examples:
         if self.streamed is not None:
             return self
         labels = None if self.labels is None else self.labels.to(device)
-        return Examples(self.storage.to(device), labels, scale=self.scale, binarize=self.binarize)
+        return self._with(self.storage.to(device), labels)
+
+    def _with(self, storage: Tensor | Streamed, labels: Tensor | None) -> Examples:
+        scale = self.scale and isinstance(storage, Tensor)
+        return Examples(storage, labels, scale=scale, binarize=self.binarize, preparation=self.preparation)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self.tensor().cpu().numpy().astype(dtype or np.float32, copy=bool(copy))
@@ -292,7 +305,9 @@ class Examples:
 def drawn(examples: Examples, seed: int) -> Examples:
     """One Bernoulli draw of every value, a pure function of the values and ``seed``; stored as bytes 0 and 1, if in memory."""
     if examples.streamed is not None:
-        return Examples(dataclasses.replace(examples.streamed, seed=seed, unit=True), examples.labels)
+        return Examples(
+            dataclasses.replace(examples.streamed, seed=seed, unit=True), examples.labels, preparation=examples.preparation
+        )
     check_unit_range(examples)
     generator = torch.Generator().manual_seed(seed)
     result = torch.empty(examples.storage.shape, dtype=torch.uint8)
@@ -300,7 +315,7 @@ def drawn(examples: Examples, seed: int) -> Examples:
         # On the CPU whatever the device: another device's stream would be another data set under the same seed.
         grey = examples._grey(slice(start, start + _CHUNK)).cpu()
         result[start : start + _CHUNK] = torch.rand(grey.shape, generator=generator) < grey
-    return Examples(result.to(examples.storage.device), examples.labels)
+    return Examples(result.to(examples.storage.device), examples.labels, preparation=examples.preparation)
 
 
 def check_unit_range(examples: Examples) -> None:

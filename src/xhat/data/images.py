@@ -45,7 +45,7 @@ def read_images(folder: Path, resize: tuple[int, int] | None = None) -> Raw:
     chosen: dict[str, Any] = {split: stack(group, colour) for split, group in images.items()}
     for split, group in groups.items():
         chosen[f"{split}_labels"] = labels_of(folder, group, depth=int(len(groups) > 1))
-    return Raw(**chosen)
+    return Raw(**chosen, layout="channels-last" if colour else "grey")
 
 
 def image_paths(folder: Path) -> list[Path]:

@@ -22,7 +22,8 @@ class Raw(NamedTuple):
     """The arrays of a source, a split that it does not bring being None; labels may still be text.
 
     ``columns`` are the names of a table's columns. For messages: ``rows`` are the rows in the file, from 1, of the
-    training examples, and ``places`` what each column is called (``"column 'age'"``, ``"column 3"``).
+    training examples, and ``places`` what each column is called (``"column 'age'"``, ``"column 3"``). ``layout`` is that of
+    pictures in files, whose arrays here have channels first; ``dtype`` is NumPy's name of the type that an array in memory had.
     """
 
     train: np.ndarray
@@ -34,6 +35,8 @@ class Raw(NamedTuple):
     columns: tuple[str, ...] | None = None
     rows: np.ndarray | None = None
     places: tuple[str, ...] | None = None
+    layout: str | None = None
+    dtype: str | None = None
 
     @property
     def splits(self) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
@@ -104,9 +107,17 @@ def as_events(array: np.ndarray) -> np.ndarray:
     >>> as_events(np.zeros((5, 8, 8))).shape, as_events(np.zeros((5, 8, 9, 3), np.uint8)).shape
     ((5, 1, 8, 8), (5, 3, 8, 9))
     """
-    if array.ndim == 3:
+    layout = layout_of(array)
+    if layout == "grey":
         return array[:, None]
-    channels_last = array.ndim == 4 and array.shape[3] in CHANNELS and array.shape[1] not in CHANNELS
-    if channels_last and array.dtype == np.uint8:
-        return np.ascontiguousarray(array.transpose(0, 3, 1, 2))
-    return array
+    return np.ascontiguousarray(array.transpose(0, 3, 1, 2)) if layout == "channels-last" else array
+
+
+def layout_of(array: np.ndarray) -> str:
+    """How an array holds its examples: as rows (``plain``), or as pictures ``grey``, ``channels-first`` or ``channels-last``."""
+    if array.ndim < 3:
+        return "plain"
+    if array.ndim == 3:
+        return "grey"
+    last = array.ndim == 4 and array.shape[3] in CHANNELS and array.shape[1] not in CHANNELS and array.dtype == np.uint8
+    return "channels-last" if last else "channels-first"

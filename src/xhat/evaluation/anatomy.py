@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, LowRankMultivariateNormal, MultivariateNormal, Normal, OneHotCategorical
 
-from xhat.data import Examples, as_examples
+from xhat.data import Examples
 from xhat.data.permutation import Permutation
 from xhat.distributions import widths
 from xhat.distributions.support import extended_log_prob, split
@@ -129,7 +129,7 @@ def anatomy(model: Model, x: Any, samples: int = 1, *, seed: int = 0, most: int 
     model.need_bound("have a bound to take apart")
     whole_number("samples", samples)
     whole_number("most", most)
-    examples = as_examples(x).fixed(seed)
+    examples = model.examples(x).fixed(seed)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         if len(examples) > most:

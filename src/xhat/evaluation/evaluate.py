@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from xhat.data import Batch, Examples, as_examples
+from xhat.data import Batch, Examples
 from xhat.distributions import has_closed_form, kl_divergence, kl_per_dimension
 from xhat.errors import ConfigError, whole_number
 from xhat.evaluation.anatomy import ACTIVE, Anatomy, independent, some, take_apart
@@ -127,7 +127,7 @@ def evaluate(
     if refine_steps:
         check_refinable(model)
         whole_number("refine_steps", refine_steps)
-    examples = as_examples(x).fixed(seed)
+    examples = model.examples(x).fixed(seed)
     device = next(model.parameters(), torch.zeros(())).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), joined() as ranks:
         has_bound, size = model.has_bound, block_size(model)
@@ -136,7 +136,7 @@ def evaluate(
         torch.manual_seed(seed)  # each process drew other numbers, and what follows is the same in all
         known: Measure | None = None
         if train is not None and has_bound:
-            trained_on = as_examples(train).fixed(seed)
+            trained_on = model.examples(train, "train").fixed(seed)
             if len(trained_on) > COMPARED:
                 trained_on = trained_on.subset(some(trained_on, COMPARED))
             spread = Spread(trained_on, size, ranks, seed, purpose=2)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from xhat.data import Batch, Examples, as_examples
+from xhat.data import Batch, Examples
 from xhat.distributions import is_discrete
 from xhat.errors import ConfigError, whole_number
 from xhat.evaluation.annealed import Annealing
@@ -113,7 +113,7 @@ def log_likelihood(
     model.need_bound("have a likelihood of x")
     whole_number("samples", samples)
     way = way_of(method, steps, leapfrog, start)
-    examples = as_examples(x)
+    examples = model.examples(x)
     with joined() as ranks:
         if ranks.world == 1:
             whole = Spread(examples, block_size(model, batch, elements), ranks, None)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from xhat.conditionals import Headed
-from xhat.data import Batch, Examples, as_examples
+from xhat.data import Batch, Examples
 from xhat.distributions import is_discrete
 from xhat.errors import ConfigError, whole_number
 from xhat.evaluation.evidence import ELEMENTS
@@ -101,7 +101,7 @@ def refine(
         raise ConfigError(f"measured must be a whole number of at least 2, to have a standard error, was {measured!r}")
     if not isinstance(lr, int | float) or not 0 < lr < math.inf:
         raise ConfigError(f"lr must be above 0 and finite, was {lr!r}")
-    examples = as_examples(x).fixed(seed)
+    examples = model.examples(x).fixed(seed)
     return refine_examples(model, examples, steps, lr, samples, measured=measured, seed=seed, progress=progress)
 
 

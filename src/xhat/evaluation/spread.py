@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from xhat.data import Batch, Examples
-from xhat.data.order import InOrder
+from xhat.data.streams.order import InOrder
 from xhat.ranks import Ranks, stream_seed
 
 

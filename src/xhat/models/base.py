@@ -17,7 +17,7 @@ from torch.distributions import Distribution
 from xhat.conditionals import CONDITIONALS, Conditional, condition_of, event_of
 from xhat.conditionals import Delta as Code
 from xhat.conditionals.chain import called
-from xhat.data import Batch, Conditions, Corruption, Examples
+from xhat.data import Batch, Conditions, Corruption, Examples, Preparation, given, in_own_units
 from xhat.distributions import Chain as JointLaw
 from xhat.distributions import Delta, widths
 from xhat.errors import ConfigError, DataError, whole_number
@@ -58,6 +58,7 @@ class Model(Part, nn.Module, abc.ABC):
     event_shape: tuple[int, ...]
     latent_shape: tuple[int, ...]
     prior: Callable[[], Distribution]
+    preparation: Preparation | None = None  # what was done to the training data, and is done to whatever is not in units of x
     points: ClassVar[bool] = False  # whether the posterior may be a point, which has no density and so no bound
 
     def __init__(
@@ -167,18 +168,19 @@ class Model(Part, nn.Module, abc.ABC):
         """What a user brings, on the model's device and of its dtype, with the condition that the model needs.
 
         Args:
-            x: a :class:`~xhat.data.Batch`, ``Examples``, a tensor or an array.
+            x: a :class:`~xhat.data.Batch`, ``Examples`` or a float tensor, in the model's own units; or whatever else there is,
+                which goes through :attr:`preparation`.
             condition: numbers ``(B, C)``, or values by name (:meth:`~xhat.data.Conditions.encode`), in place of x's own.
 
         Raises:
             DataError: a condition for a model without one, none for a model with one, one of another size or with unknown names.
         """
-        given = x if isinstance(x, Batch) else x.batch(slice(None)) if isinstance(x, Examples) else Batch(self.given(x))
-        given = given.to(self.like)
+        batch = x if isinstance(x, Batch) else Batch(x) if in_own_units(x) else self.examples(x).batch(slice(None))
+        batch = batch.to(self.like)
         if condition is not None:
-            given = given._replace(condition=self.condition(condition, given.size, given.condition))
-        self.need_condition(given.condition, given.size)
-        return given
+            batch = batch._replace(condition=self.condition(condition, batch.size, batch.condition))
+        self.need_condition(batch.condition, batch.size)
+        return batch
 
     def condition(self, condition: Any, count: int, base: Tensor | None = None) -> Tensor:
         """The rows of numbers, ``(count, C)``, of a condition in numbers or in values by name.
@@ -249,9 +251,16 @@ class Model(Part, nn.Module, abc.ABC):
         return self.like.device
 
     def given(self, x: Any) -> Tensor:
-        """What a user brings, a tensor, an array or ``Examples``, as a tensor of the model's device and dtype."""
-        x = x.tensor() if isinstance(x, Examples) else torch.as_tensor(x)
+        """What a user brings as a tensor of the model's device and dtype, in the units that the model was trained in.
+
+        A float tensor, and ``Examples``, are in these units; whatever else there is goes through :attr:`preparation`.
+        """
+        x = x if in_own_units(x) else self.examples(x).tensor()
         return x.to(self.like.device, self.like.dtype)
+
+    def examples(self, x: Any, where: str = "x") -> Examples:
+        """The same as ``Examples``, which may be more than memory holds; ``where`` is what messages call x."""
+        return given(x, self.preparation, where)
 
     @property
     def numbers(self) -> int:
@@ -304,6 +313,7 @@ class Model(Part, nn.Module, abc.ABC):
 
     def encode(self, x: Any, sample: bool = False, condition: Any = None) -> Tensor:
         """The posterior's mean, or a draw from it, ``(B, *latent_shape)``."""
+        x = x if isinstance(x, Batch) or in_own_units(x) else self.examples(x)
         if isinstance(x, Examples) and not x.resident:  # more than memory holds: its codes are less
             return torch.cat([self.encode(batch, sample, condition) for batch in x.batched(PIECE)])
         batch = self.batch(x, condition)
@@ -313,7 +323,7 @@ class Model(Part, nn.Module, abc.ABC):
 
     def decode(self, z: Any, sample: bool = False, condition: Any = None) -> Tensor:
         """The likelihood's mean, or a draw from it, ``(B, *event_shape)``."""
-        z = self.given(z)
+        z = torch.as_tensor(z).to(self.like)
         count = z.shape[-1 - len(self.latent_shape)] if z.ndim > len(self.latent_shape) else 1
         rows = None if condition is None else self.condition(condition, count)
         self.need_condition(rows, count)
@@ -338,6 +348,7 @@ class Model(Part, nn.Module, abc.ABC):
             as_if: another condition, which its code is decoded under: what x would look like then. Of values by name, those left
                 out stay as they are.
         """
+        x = x if isinstance(x, Batch) or in_own_units(x) else self.examples(x)
         if isinstance(x, Examples) and not x.resident:
             return torch.cat([self.reconstruct(batch, sample, condition, as_if) for batch in x.batched(PIECE)])
         batch = self.batch(x, condition)

@@ -20,19 +20,22 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from xhat.conditionals import event_of
-from xhat.errors import CheckpointError, ConfigError, XhatError
+from xhat.data import Preparation
+from xhat.data.preparation_json import from_config, from_json, to_json
+from xhat.errors import CheckpointError, ConfigError, DataError, XhatError
 from xhat.models import recipes  # noqa: F401 - fills the table of parts that a file may name
 from xhat.models.base import Model
 from xhat.parts import rebuild, specification
 from xhat.version import __version__
 
 FORMAT = "xhat 1"
-MODEL_FILE = "model.safetensors"
+MODEL_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 LONGEST = 100_000  # characters of a specification; a recipe's has about a thousand
 
 
 def save(model: nn.Module, path: str | Path) -> Path:
-    """Write a model: its weights, and the specification that rebuilds it if all its parts are xhat's.
+    """Write a model: its weights, what was done to its training data, and the specification that rebuilds it if all its parts are
+    xhat's.
 
     Args:
         model: any model.
@@ -53,6 +56,9 @@ def save(model: nn.Module, path: str | Path) -> Path:
     except ConfigError:
         described = ""  # parts of the user's own: the weights alone
     metadata = {"kind": "model", "xhat": __version__, "specification": described}
+    told: Preparation | None = getattr(model, "preparation", None)
+    if told is not None:
+        metadata["preparation"] = to_json(told)
     return write_tensors(path, state_of(model), metadata)
 
 
@@ -60,7 +66,8 @@ def load(path: str | Path, model: nn.Module | None = None) -> Any:
     """Read a model that :func:`save` wrote, in evaluation mode.
 
     Args:
-        path: the file, or a run folder that holds ``model.safetensors``.
+        path: the file, or a run folder that holds ``model.safetensors``. A file from before models kept what was done to their
+            training data gets it from the ``config.json`` beside it.
         model: a model with parts of your own, into which the weights are put; not needed when all parts are xhat's.
 
     Raises:
@@ -76,7 +83,39 @@ def load(path: str | Path, model: nn.Module | None = None) -> Any:
             raise CheckpointError(f"{place} holds weights of a model with parts of its own: pass it, xhat.load(path, model=…)")
         model = rebuilt(described, tensors, str(place))
     put_state(model, tensors, str(place))
+    told = _preparation(metadata, place)
+    if told is not None:
+        kept: Any = model
+        kept.preparation = told
     return model.eval()
+
+
+def _preparation(metadata: dict[str, str], place: Path) -> Preparation | None:
+    """What the file says of its training data, or, of a file from before it did, what the run's config.json says."""
+    if "preparation" in metadata:
+        with _preparing(place):
+            return from_json(metadata["preparation"])
+    config = place.with_name(CONFIG_FILE)
+    if place.name != MODEL_FILE or not config.is_file():
+        return None
+    try:
+        held = json.loads(config.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{config} cannot be read: {error}") from error
+    told = held.get("data") if isinstance(held, dict) else None
+    if not isinstance(told, dict) or "shape" not in told:
+        return None
+    with _preparing(config):
+        return from_config(told)
+
+
+@contextlib.contextmanager
+def _preparing(place: Path) -> Iterator[None]:
+    """Turns what is wrong with a preparation into one sentence that names the file."""
+    try:
+        yield
+    except DataError as error:
+        raise CheckpointError(f"{place} is damaged: {error}; restore it from a copy, or train again") from error
 
 
 def rebuilt(described: str, tensors: dict[str, Tensor], where: str) -> Model:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from xhat.data import Examples, as_examples
+from xhat.data import Examples, given, preparation_of
 from xhat.errors import ConfigError, DataError, TrainingError
 from xhat.heap import kept_heap
 from xhat.models.base import Model
@@ -60,9 +60,9 @@ class History(NamedTuple):
         return f"{state} after {len(self.rows)} epochs in {self.seconds:.1f} s; epoch {row['epoch']}: {figures}"
 
 
-def _check(model: Model, x: Any, name: str) -> Examples:
+def _check(model: Model, x: Examples, name: str) -> Examples:
     """The examples, which the likelihood must be able to have made; those in files are checked as they are read."""
-    return as_examples(x, name).checked(model.check, name)
+    return x.checked(model.check, name)
 
 
 def _prepare(
@@ -76,8 +76,13 @@ def _prepare(
     settings: Settings,
     ranks: Ranks,
 ) -> tuple[Loop, RunFolder | None]:
-    train_examples = _check(model, x, "the training data")
-    valid_examples = None if valid is None else _check(model, valid, "the validation data").fixed(settings.seed)
+    train_examples = x if isinstance(x, Examples) else model.examples(x, "the training data")
+    told = preparation_of(train_examples, model.preparation)
+    train_examples = _check(model, train_examples, "the training data")
+    valid_examples = None
+    if valid is not None:
+        valid_examples = given(valid, told, "the validation data")
+        valid_examples = _check(model, valid_examples, "the validation data").fixed(settings.seed)
     if len(train_examples) < 2:
         raise DataError(f"training needs at least 2 examples, the data have {len(train_examples)}: give it more")
     if settings.batch_size is not None and settings.batch_size > len(train_examples):
@@ -94,6 +99,7 @@ def _prepare(
         raise ConfigError(f"pretrain_epochs is for stacked models, and {type(model).__name__} trains in one go: leave it out")
     if settings.patience is not None and valid is None:
         raise ConfigError("patience needs validation examples to watch: pass valid=…, or leave patience out")
+    model.preparation = told
     device = own_device(settings.device)
     try:
         if not (settings.shard_weights and ranks.world > 1):  # or the pieces alone go there

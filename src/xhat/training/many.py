@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from xhat.data import Examples, as_examples
+from xhat.data import Examples, given, preparation_of
 from xhat.errors import ConfigError, DataError, TrainingError, whole_number
 from xhat.heap import kept_heap
 from xhat.models.base import Model
@@ -132,10 +132,13 @@ def fit_many(
     """
     began = time.perf_counter()
     chosen = _settings(settings)
-    train = as_examples(x, "the training data")
-    held = None if valid is None else as_examples(valid, "the validation data")
+    train = given(x, None, "the training data")
+    told = preparation_of(train, None)
+    held = None if valid is None else given(valid, told, "the validation data")
     members = [(seed, weight) for weight in _betas(beta) for seed in _seeds(seeds)]
     models = [_built(build, seed, weight) for seed, weight in members]
+    for model in models:
+        model.preparation = told
     names = [Member(seed, weight, model, None).name for (seed, weight), model in zip(members, models, strict=True)]  # type: ignore[arg-type]
     work = _Work(models, [seed for seed, _ in members], names, train, held, chosen)
     interrupted = False

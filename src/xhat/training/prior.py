@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from xhat import priors
 from xhat.conditionals import Ladder
-from xhat.data import Examples, as_examples
+from xhat.data import Examples
 from xhat.data.permutation import Permutation
 from xhat.distributions import is_discrete
 from xhat.errors import ConfigError, TrainingError, whole_number
@@ -98,8 +98,8 @@ def fit_prior(
     chosen = _options(kind, components, options)
     if draws is not None:
         whole_number("draws", draws)
-    examples = as_examples(x).fixed(seed)
-    others = None if valid is None else as_examples(valid, "valid").fixed(seed)
+    examples = model.examples(x).fixed(seed)
+    others = None if valid is None else model.examples(valid, "valid").fixed(seed)
     for given, where in ((examples, "x"), (others, "valid")):
         if given is not None:
             model.check(model.given(given[:1]), where)

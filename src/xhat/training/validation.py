@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from xhat.data import Examples
-from xhat.data.order import InOrder
+from xhat.data.streams.order import InOrder
 from xhat.models.base import Model, Stage, quiet
 from xhat.objectives import Terms
 from xhat.ranks import Ranks, stream_seed

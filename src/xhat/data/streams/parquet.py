@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xhat.data.streams import Stream, Watched
+from xhat.data.streams.base import Stream, Watched
 from xhat.data.tables import column_position, opened_parquet, refuse_column
 from xhat.errors import DataError
 
@@ -55,6 +55,7 @@ class ParquetStream(Stream):
         small = all(_is_small(schema.field(name).type) for name in self.columns)
         self.dtype = torch.float32 if small else torch.float64
         self.shape = (len(self.columns),)
+        self.source_dtype = str(self.dtype).removeprefix("torch.")
         sizes = [self._metadata.row_group(group).num_rows for group in range(self._metadata.num_row_groups)]
         groups = [group for group, size in enumerate(sizes) if size]
         self._groups = groups

@@ -9,14 +9,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xhat.data.arrays import read_npy
-from xhat.data.choices import Choices, refuse_others
 from xhat.data.idx import mnist_files
-from xhat.data.image_stream import ImageStream
 from xhat.data.images import by_split, image_paths, labels_of
 from xhat.data.memory import fits
-from xhat.data.parquet_stream import ParquetStream
 from xhat.data.raw import Raw, reading
-from xhat.data.streams import NpyStream, Shards, Stream
+from xhat.data.source_options import SourceOptions, refuse_others
+from xhat.data.streams.base import Stream
+from xhat.data.streams.images import ImageStream
+from xhat.data.streams.npy import NpyStream
+from xhat.data.streams.parquet import ParquetStream
+from xhat.data.streams.shards import Shards
 from xhat.data.tables import read_parquet
 from xhat.errors import ConfigError, DataError
 
@@ -49,7 +51,7 @@ class Opened(NamedTuple):
         return sum(len(part) * part.row_bytes for part in self.splits if part is not None)
 
 
-def open_streams(source: Any, choices: Choices) -> Opened | None:
+def open_streams(source: Any, options: SourceOptions) -> Opened | None:
     """The streams of a source, or None where it cannot be streamed.
 
     Raises:
@@ -63,16 +65,16 @@ def open_streams(source: Any, choices: Choices) -> Opened | None:
     path = Path(source)
     ending = path.suffix.lower()
     if path.is_file() and ending in (".npy", *_TABLES):
-        return _of_files(path, [path], choices)
+        return _of_files(path, [path], options)
     if not path.is_dir() or _mnist(path):
         return None
     shards = shard_paths(path)
     if shards:
-        return _of_files(path, shards, choices)
+        return _of_files(path, shards, options)
     if not image_paths(path):
         return None
-    refuse_others(choices, path, "resize")
-    return _images(path, choices.resize)
+    refuse_others(options, path, "resize")
+    return _images(path, options.resize)
 
 
 def _is_path(source: Any) -> bool:
@@ -89,12 +91,28 @@ def is_small(source: Any) -> bool:
         return fits(_EXPANSION * sum(file.stat().st_size for file in files))
 
 
-def _of_files(path: Path, files: list[Path], choices: Choices) -> Opened:
+def opened_for(source: Any, options: SourceOptions, memory: str) -> Opened | None:
+    """The source's streams, if it is to be streamed; else None.
+
+    Raises:
+        ConfigError: it is to be, and cannot be.
+    """
+    if memory == "load" or (memory == "auto" and is_small(source)):
+        return None
+    opened = open_streams(source, options)
+    if opened is None and memory == "stream":
+        raise ConfigError(f"{source!r} cannot be streamed, but {STREAMABLE} can: leave memory='stream' (--memory stream) out")
+    if opened is not None and memory == "auto" and fits(opened.bytes) and not isinstance(source, Stream):
+        return None
+    return opened
+
+
+def _of_files(path: Path, files: list[Path], options: SourceOptions) -> Opened:
     """One file, or the shards of a folder."""
     if files[0].suffix.lower() in _TABLES:
-        refuse_others(choices, path, "labels")
-        return _table(path.name, files, choices.labels)
-    refuse_others(choices, path)
+        refuse_others(options, path, "labels")
+        return _table(path.name, files, options.labels)
+    refuse_others(options, path)
     streams = [NpyStream(file) for file in files]
     return Opened(path.name, streams[0] if len(streams) == 1 else Shards(streams, str(path)))
 

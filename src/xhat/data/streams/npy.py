@@ -1,19 +1,18 @@
-"""Streams: rows that stay on disk, and are read when they are wanted."""
+"""A .npy file as a stream: its rows are read in blocks, or one by one where they are large."""
 
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from xhat.data.raw import as_events, reading, refuse_empty
+from xhat.data.raw import as_events, layout_of, reading
+from xhat.data.streams.base import Stream, Watched
 from xhat.errors import DataError
 
 # Rows that are read together and mixed with others. Part of what a seed means: with another figure the split is another.
@@ -24,91 +23,6 @@ _LARGE_ROW = 2**16
 _BLOCKS = 2**20
 # Bytes between two wanted rows that are read and thrown away rather than skipped, and bytes that are read at once.
 _GAP, _SPAN = 2**15, 2**23
-
-
-class Stream(ABC):
-    """Abstract: N rows on disk. It keeps no file open between reads, and may be read by several threads at once.
-
-    Attributes:
-        name: what messages call it.
-        shape: of one row, ``(*event)``.
-        dtype: of the tensors that are read; uint8, float32 or float64.
-        bounds: the rows at which pieces begin that are cheap to read together, int64 ``(J + 1,)``, the last one N.
-        scattered: whether single rows from anywhere are as cheap to read; there is one piece then.
-        workers: how many threads read it faster than one does.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    bounds: np.ndarray
-    scattered: bool = False
-    workers: int = 1
-
-    def __len__(self) -> int:
-        return int(self.bounds[-1])
-
-    @property
-    def block(self) -> int:
-        """Rows of the largest piece."""
-        return int(np.diff(self.bounds).max())
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row in memory."""
-        return int(np.prod(self.shape)) * self.dtype.itemsize
-
-    @abstractmethod
-    def read(self, indices: Tensor) -> Tensor:
-        """The rows at ``indices``, int64 ``(n,)`` from 0, in their order: ``(n, *event)`` in the stored dtype.
-
-        Raises:
-            DataError: a file is damaged, or has changed since the stream was opened; names the file.
-        """
-
-    @abstractmethod
-    def where(self, row: int) -> str:
-        """What a message calls a row: its file, and its place in there."""
-
-
-class _Version(NamedTuple):
-    """What changes when a file does."""
-
-    size: int
-    modified: int
-    inode: int
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> _Version:
-        return cls(status.st_size, status.st_mtime_ns, status.st_ino)
-
-
-class Watched:
-    """A file that must stay as it was when it was first seen."""
-
-    def __init__(self, path: Path) -> None:
-        refuse_empty(path)
-        with reading(path, "file"):
-            self.path, self._version = path, _Version.of(path.stat())
-
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        return self._version.size
-
-    def check(self, status: os.stat_result | None = None) -> None:
-        """Refuse a file that has changed.
-
-        Raises:
-            DataError: it has, or is gone.
-        """
-        with reading(self.path, "file"):
-            now = _Version.of(status or self.path.stat())
-        if now != self._version:
-            raise DataError(
-                f"{self.path} has changed while it was being read ({self.size} bytes before, {now.size} now): "
-                "leave it alone during training, and start again"
-            )
 
 
 def pieces(count: int, row_bytes: int) -> tuple[np.ndarray, bool]:
@@ -162,7 +76,12 @@ class NpyStream(Stream):
             )
         self._stored = _stored(self._kind)
         self.dtype = torch.from_numpy(np.empty(0, self._stored)).dtype
-        self.shape = as_events(np.empty((0, *self._row), self._kind)).shape[1:]
+        empty = np.empty((0, *self._row), self._kind)
+        self.shape, self.layout, self.source_dtype = (
+            as_events(empty).shape[1:],
+            layout_of(empty),
+            self._kind.newbyteorder("=").name,
+        )
         self.bounds, self.scattered = pieces(shape[0], self._row_bytes)
 
     def _refuse(self, path: Path, shape: tuple[int, ...], fortran: bool) -> None:
@@ -228,48 +147,3 @@ def _stored(kind: np.dtype[Any]) -> np.dtype[Any]:
     # float32 holds every whole number of 16 bits
     small = kind.itemsize <= 2 if kind.kind in "iu" else kind.itemsize <= 4
     return np.dtype(np.float32 if small else np.float64)
-
-
-@final
-class Shards(Stream):
-    """Several streams one after the other, as one.
-
-    Args:
-        streams: of one shape.
-        name: what messages call them together.
-
-    Raises:
-        DataError: the shapes differ.
-    """
-
-    def __init__(self, streams: Sequence[Stream], name: str) -> None:
-        self.name, self.shape = name, streams[0].shape
-        for stream in streams:
-            if stream.shape != self.shape:
-                raise DataError(
-                    f"{stream.name} has examples of shape {stream.shape}, {streams[0].name} has {self.shape}, and all must have "
-                    "one shape: correct the source"
-                )
-        self._streams = tuple(streams)
-        self._first = np.concatenate([[0], np.cumsum([len(stream) for stream in streams])])
-        self.dtype = max((stream.dtype for stream in streams), key=lambda dtype: dtype.itemsize)
-        self.scattered = all(stream.scattered for stream in streams)
-        self.workers = max(stream.workers for stream in streams)
-        inner = [stream.bounds[:-1] + first for stream, first in zip(streams, self._first.tolist(), strict=False)]
-        whole = np.array([0, self._first[-1]])
-        self.bounds = whole if self.scattered else np.append(np.concatenate(inner), self._first[-1])
-
-    def read(self, indices: Tensor) -> Tensor:
-        rows = indices.numpy()
-        shard = np.searchsorted(self._first, rows, "right") - 1
-        out = torch.empty((len(rows), *self.shape), dtype=self.dtype)
-        for number in np.unique(shard).tolist():
-            places = np.flatnonzero(shard == number)
-            out[torch.from_numpy(places)] = (
-                self._streams[number].read(torch.from_numpy(rows[places] - self._first[number])).to(self.dtype)
-            )
-        return out
-
-    def where(self, row: int) -> str:
-        number = int(np.searchsorted(self._first, row, "right")) - 1
-        return self._streams[number].where(row - int(self._first[number]))

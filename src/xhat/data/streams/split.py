@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 from typing import NamedTuple
 
@@ -10,11 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xhat.data.examples import Examples
-from xhat.data.opened import Opened
-from xhat.data.rows import AllRows, Rows, parted
 from xhat.data.splits import label_codes, part_sizes, seed_for
-from xhat.data.streamed import Streamed
+from xhat.data.streams.opened import Opened
+from xhat.data.streams.rows import AllRows, Rows, parted
+from xhat.data.streams.streamed import Streamed
 from xhat.errors import DataError
 
 SPLITS = ("train", "valid", "test")
@@ -81,18 +79,3 @@ def sampled(part: Streamed, seed: int) -> tuple[Tensor, bool]:
         some = slice(first, first + _CHUNK)
         part.prepared(raw[some], partial(positions.__getitem__, some))  # refuses what is not finite
     return torch.from_numpy(raw), len(positions) == len(part)
-
-
-def finished(
-    parts: list[Streamed], codes: list[Tensor | None], binarize: str | None, seed: int, **prepared: object
-) -> list[Examples]:
-    """The examples of each split, prepared and binarised as asked; the training examples alone are drawn anew at each fetch."""
-    result = []
-    for which, part, code in zip(SPLITS, parts, codes, strict=True):
-        part = dataclasses.replace(part, unit=binarize is not None, **prepared)  # type: ignore[arg-type]
-        if binarize == "threshold":
-            part = dataclasses.replace(part, threshold=True)
-        elif binarize == "static" or (binarize == "dynamic" and which != "train"):
-            part = dataclasses.replace(part, seed=seed_for(seed, which))
-        result.append(Examples(part, code, binarize="dynamic" if binarize == "dynamic" and which == "train" else None))
-    return result

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from xhat.data.images import check_size, decode, stack
 from xhat.data.permutation import Permutation
-from xhat.data.streams import Stream
+from xhat.data.streams.base import Stream
 from xhat.errors import DataError
 
 _LOOKED_AT = 256  # images that are decoded to find out whether any is in colour
@@ -45,6 +45,7 @@ class ImageStream(Stream):
         images = self._decoded(looked_at)
         height, width = images[0].shape[:2]
         self.shape = (3 if any(image.ndim == 3 for image in images) else 1, height, width)
+        self.layout, self.source_dtype = "channels-last" if self.shape[0] == 3 else "grey", "uint8"
 
     def _decoded(self, rows: list[int]) -> list[np.ndarray]:
         # Pillow's warnings of damage that it repairs are let through: to silence them is no business of one thread among several

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from xhat.data.conversion import AS_STORED, Conversion
 from xhat.data.counter import uniform
-from xhat.data.order import WINDOW, WINDOW_ROWS, Windows
-from xhat.data.rows import Rows
-from xhat.data.scaling import Scaling
-from xhat.data.streams import Stream
+from xhat.data.streams.base import Stream
+from xhat.data.streams.order import WINDOW, WINDOW_ROWS, Windows
+from xhat.data.streams.rows import Rows
 from xhat.errors import DataError
 
 Check = Callable[[Tensor, str, int], None]
@@ -24,16 +24,14 @@ Check = Callable[[Tensor, str, int], None]
 @final
 @dataclass(frozen=True)
 class Streamed:
-    """Examples on disk, and how they are prepared. All of it is arithmetic of NumPy, which many threads may do at once.
+    """Examples on disk, and how they are prepared: arithmetic of NumPy, which many threads may do at once.
 
     Attributes:
         stream: where the rows are.
         rows: which of them.
-        scale: divide by 255.
         unit: refuse what lies outside [0, 1], as binarisation must.
-        columns: of a table, the positions of those that are used.
         shape: of one example; grey images become as many equal channels as it has.
-        scaling: standardise.
+        conversion: what is done to the rows before anything else.
         threshold: 1 above a half, else 0.
         seed: draw each value as Bernoulli(value), a function of this seed and of the row.
         check: called with each batch that was fetched, what to call it, and 0.
@@ -42,16 +40,19 @@ class Streamed:
     stream: Stream
     rows: Rows
     shape: tuple[int, ...]
-    scale: bool = False
+    conversion: Conversion = AS_STORED
     unit: bool = False
-    columns: tuple[int, ...] | None = None
-    scaling: Scaling | None = None
     threshold: bool = False
     seed: int | None = None
     check: Check | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def scale(self) -> bool:
+        """Whether values are divided by 255."""
+        return self.conversion.scale
 
     @property
     def dtype(self) -> torch.dtype:
@@ -88,19 +89,9 @@ class Streamed:
         Raises:
             DataError: a value is not finite, or not what the model or the binarisation needs; names the row and its file.
         """
-        if self.columns is not None:
-            raw = raw[:, list(self.columns)]
         batch = torch.empty(len(raw), *self.shape) if out is None else out
         values = batch.numpy()
-        if self.scaling is not None:
-            mean, std = (part.double().numpy() for part in self.scaling)
-            wide = raw.astype(np.float64)
-            raw = ((wide / 255 if self.scale else wide) - mean) / std
-        with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes infinite, and is found below
-            if self.scale and self.scaling is None:
-                np.divide(raw, np.float32(255), out=values, dtype=np.float32, casting="unsafe")
-            else:
-                values[...] = raw
+        self.conversion.into(raw, values)
         self._refuse(values, positions)
         if self.threshold:
             values[...] = values > 0.5

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from xhat.data.order import Order, Windows
-from xhat.data.streamed import Streamed
+from xhat.data.streams.order import Order, Windows
+from xhat.data.streams.streamed import Streamed
 
 # How far the threads may be ahead of the model: in batches, and in bytes of batches.
 _AHEAD, _AHEAD_BYTES = 16, 2**25

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import os
 import random
 import signal
 import subprocess
@@ -348,6 +350,34 @@ def test_a_cut_last_line_of_the_log_happens_again(ran: Ran) -> None:
     ran("train", "--resume", "broken")
     lines = [[json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()] for run in ("whole", "broken")]
     assert [line["epoch"] for line in lines[1]] == [line["epoch"] for line in lines[0]] == [1, 2]
+
+
+# Where it runs
+
+
+def test_a_terminal_that_knows_no_unicode_is_written_to(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran("train", "digits", "--out", "run", *TINY)
+    for words in (["evaluate", "run", "--samples", "2"], ["--help"]):
+        terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="surrogateescape")
+        monkeypatch.setattr(sys, "stdout", terminal)
+        with pytest.raises(SystemExit) as left:
+            main(words)
+        assert left.value.code == 0
+        terminal.flush()
+        assert b"?" in terminal.buffer.getvalue()
+
+
+def test_without_a_home_the_report_is_written(ran: Ran) -> None:
+    """Matplotlib says where it keeps its list of fonts instead, and nothing else is said."""
+    ran("train", "digits", "--out", "run", *TINY)
+    homeless = {name: value for name, value in os.environ.items() if name != "MPLCONFIGDIR" and not name.startswith("XDG_")}
+    command = [*XHAT, "report", "run", "--samples", "2"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE, check=False, env={**homeless, "HOME": "/dev/null/nobody"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "written to run/report.html" in done.stdout
+    assert [line for line in done.stderr.splitlines() if "matplotlib" not in line] == []
 
 
 # Pipes

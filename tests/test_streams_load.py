@@ -1,5 +1,7 @@
 """Data that stay on disk: loading, evaluating and the commands, against the same data in memory."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -14,6 +16,7 @@ from pyarrow import parquet
 
 import xhat
 from reading import numbered, one_sentence
+from xhat.cli import main
 from xhat.data import Examples, load_data, load_like, load_streamed, memory
 from xhat.data.rows import parted
 from xhat.data.streams import NpyStream
@@ -360,9 +363,10 @@ def trained(tmp_path_factory):
 
 
 def command(*words):
-    done = subprocess.run([sys.executable, "-m", "xhat", *map(str, words)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    with contextlib.redirect_stdout(io.StringIO()) as said, pytest.raises(SystemExit) as left:
+        main(list(map(str, words)))
+    assert left.value.code == 0
+    return said.getvalue()
 
 
 def test_a_run_remembers_that_it_streamed(trained):

@@ -415,9 +415,9 @@ def test_more_than_memory_is_refused_before_it_is_read(monkeypatch):
 
 
 def test_many_seeds_give_many_orders_of_a_subset():
-    x = Examples(Numbers([20] * 10)).subset(slice(17, 23))  # of two pieces
-    seen = {tuple(x.order(seed)[:].tolist()) for seed in range(9000)}
-    assert seen == set(itertools.permutations(range(6)))
+    x = Examples(Numbers([20] * 10)).subset(slice(17, 22))  # of two pieces
+    seen = {tuple(x.order(seed)[:].tolist()) for seed in range(1500)}
+    assert seen == set(itertools.permutations(range(5)))
 
 
 @pytest.mark.parametrize("binarize", [None, "dynamic"])

@@ -19,6 +19,9 @@ BENCH =
 # Options of `make gpu`, such as GPU='--only mlp-128'.
 GPU =
 
+# Options of the tests, such as TESTS='-k normal --last-failed', or TESTS='-n 0' for one process.
+TESTS =
+
 # Rows of `make tables`, such as ROWS='one-layer vamp'; all unless given.
 ROWS =
 
@@ -43,8 +46,11 @@ demo: $(VENV)/.installed-demo ## train a variational autoencoder on the bundled 
 	$(BIN)/xhat report $(RUN) $(DEMO_REPORT)
 	@echo "The page: $(CURDIR)/$(RUN)/report.html"
 
+# A process for each core, four at most. What Python compiles of the sources is kept in .venv, also where Python was told to keep
+# nothing: the programs that the tests start would each compile torch anew.
 test: lint ## install, check the style, the types and the floors, run every test
-	$(BIN)/python -m pytest
+	PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX="$(CURDIR)/$(VENV)/bytecode" \
+		$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(TESTS)
 
 bench: $(VENV)-bench/.installed ## install the libraries to compare with, measure the speed, write benchmarks/speed.md (20 minutes)
 	$(VENV)-bench/bin/python -m benchmarks.speed $(BENCH)

@@ -100,6 +100,24 @@ def interrupted(folder):
     return [float(history.interrupted), float(len(history.rows))]
 
 
+def lost(folder):
+    """The last process dies in the middle of a step: what the others are told. Nothing more can be asked of them after it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, so that there is time to tell
+    model = xhat.build("autoencoder", shape=(4,), latent=2, hidden=[])
+    calls = []
+
+    def dies(*_):
+        calls.append(1)
+        if len(calls) > 20 and place()[0] == place()[1] - 1:
+            os._exit(7)
+
+    model.posterior.register_forward_pre_hook(dies)
+    try:
+        xhat.fit(model, torch.rand(100, 4), batch_size=10, epochs=1000, progress=False)
+    except xhat.XhatError as error:
+        (folder / "lost").write_text(f"{type(error).__name__}: {error}")
+
+
 ALL = (plain, one_shard, in_pieces, baselines, streamed, measured, shared_draws, resumed, interrupted)
 JOBS = {job.__name__: job for job in ALL}
 
@@ -107,3 +125,4 @@ if __name__ == "__main__":
     place_of_files = Path(sys.argv[1])
     found = {name: job(place_of_files) for name, job in JOBS.items()}
     (place_of_files / f"found{place()[0]}.json").write_text(json.dumps(found))
+    lost(place_of_files)

@@ -49,9 +49,21 @@ def close(draws, truth):
 
 
 def outputs(layer, x, draws=DRAWS):
-    """Outputs of many calls, ``(draws, *y.shape)``; each call makes its own draw."""
+    """Outputs of many calls, ``(draws, *y.shape)``; each call makes its own draw, and all are made at once."""
     with torch.no_grad():
-        return torch.stack([layer(x) for _ in range(draws)])
+        return torch.func.vmap(lambda _: layer(x), randomness="different")(torch.empty(draws))
+
+
+def gradients(net, draws, loss, names=None):
+    """Gradients of many calls with respect to the parameters of these names, ``(draws, numbers)``; each makes its own draw."""
+    held = {name: parameter.detach() for name, parameter in net.named_parameters()}
+    chosen = {name: held[name] for name in names or held}
+
+    def one(_):
+        slopes = torch.func.grad(lambda at: loss(lambda x: torch.func.functional_call(net, {**held, **at}, (x,))))(chosen)
+        return torch.cat([slope.flatten() for slope in slopes.values()])
+
+    return torch.func.vmap(one, randomness="different")(torch.empty(draws))
 
 
 def moments(layer, x):
@@ -127,38 +139,25 @@ def test_draws_in_both_modes_and_the_mean_where_it_is_asked_for():
 # Gradients
 
 
-def gradients_of(layer, x, loss, draws):
-    """Gradients of the batch's mean loss with respect to μ and ρ, ``(draws, parameters)``."""
-    parameters = [parameter for pair in layer.laws() for parameter in pair]
-    found = []
-    for _ in range(draws):
-        grads = torch.autograd.grad(loss(layer(x)).mean(), parameters)
-        found.append(torch.cat([grad.flatten() for grad in grads]))
-    return torch.stack(found)
-
-
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 def test_gradients_of_an_expected_sine_are_the_closed_form(sampling):
     # E sin(m + v^½ ε) = sin(m) e^(-v/2)
     layer, x = linear(sampling, outputs=1), rows(3)
-    parameters = [parameter for pair in layer.laws() for parameter in pair]
+    parameters = list(layer.parameters())
     variance = F.linear(x.square(), layer.weight_scale.square(), layer.bias_scale.square())
     exact = (F.linear(x, layer.weight_loc, layer.bias_loc).sin() * (-variance / 2).exp()).mean()
     truth = torch.cat([grad.flatten() for grad in torch.autograd.grad(exact, parameters)])
     assert (truth.abs() > 1e-3).all()
-    close(gradients_of(layer, x, torch.sin, 6000), truth)
+    close(gradients(layer, 6000, lambda run: run(x).sin().mean()), truth)
+    each = [torch.autograd.grad(layer(x).sin().mean(), parameters) for _ in range(400)]  # and one call after the other
+    close(torch.stack([torch.cat([slope.flatten() for slope in slopes]) for slopes in each]), truth)
 
 
 def test_the_three_samplings_agree_through_two_layers():
     x, means, stderrs = rows(4), [], []
     for sampling in SAMPLINGS:
         net = nn.Sequential(linear(sampling, outputs=4), nn.Tanh(), linear(sampling, inputs=4, outputs=1))
-        parameters = list(net.parameters())
-        found = []
-        for _ in range(3000):
-            grads = torch.autograd.grad((net(x) - 0.5).square().mean(), parameters)
-            found.append(torch.cat([grad.flatten() for grad in grads]))
-        draws = torch.stack(found)
+        draws = gradients(net, 3000, lambda run: (run(x) - 0.5).square().mean())
         means.append(draws.mean(0))
         stderrs.append(draws.std(0) / math.sqrt(len(draws)))
     for a, b in ((0, 1), (0, 2), (1, 2)):
@@ -169,12 +168,8 @@ def test_the_three_samplings_agree_through_two_layers():
 def spread_of(sampling, batch, parameter, loss=torch.square, draws=3000):
     """Sum over coordinates of the gradient's variance for copies of one example, and its standard error."""
     layer, x = linear(sampling, outputs=1), rows(1).expand(batch, 3)
-    found = []
-    for _ in range(draws):
-        (grad,) = torch.autograd.grad(loss(layer(x)).mean(), [getattr(layer, parameter)])
-        found.append(grad.flatten())
-    draws_ = torch.stack(found)
-    squares = (draws_ - draws_.mean(0)).square().sum(1)
+    found = gradients(layer, draws, lambda run: loss(run(x)).mean(), [parameter])
+    squares = (found - found.mean(0)).square().sum(1)
     return float(squares.mean()), float(squares.std() / math.sqrt(draws))
 
 

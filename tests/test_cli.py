@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import random
@@ -10,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +45,6 @@ def ran(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
         return said.out
 
     return run
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Tiny networks on shared cores: more threads would wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def rows(path: str | Path) -> list[list[str]]:
@@ -273,12 +265,31 @@ def assert_same_run(one: str | Path, other: str | Path) -> None:
 
 
 LONG = ("digits", "--hidden", "16,8", "--latent", "2", "--epochs", "16", "--batch-size", "64")
-QUIET = {**os.environ, "OMP_NUM_THREADS": "1"}  # the machine's cores are shared
+PATIENCE = 600  # seconds that nobody waits for, unless something hangs
 
 
 def start(*arguments: Any) -> subprocess.Popen[str]:
     command = [*XHAT, "train", *map(str, arguments)]
-    return subprocess.Popen(command, env=QUIET, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+# The command, to which a signal comes in the middle of a step: when it has trained so many linear layers.
+STOPPED = """
+import os, sys
+from torch.nn import Linear
+from torch.nn.modules.module import register_module_forward_pre_hook
+from xhat.cli import main
+number, layer = map(int, sys.argv[1:3])
+sys.argv[:3] = ["xhat"]
+met = []
+def ask(module, given):
+    if module.training and isinstance(module, Linear):
+        met.append(module)
+        if len(met) == layer:
+            os.kill(os.getpid(), number)
+register_module_forward_pre_hook(ask)
+main()
+"""
 
 
 def wait_for_epochs(process: subprocess.Popen[str], run: str, count: int) -> None:
@@ -290,22 +301,23 @@ def wait_for_epochs(process: subprocess.Popen[str], run: str, count: int) -> Non
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("unbroken") / "run"
-    start(*LONG, "--out", run).communicate(timeout=60)
+    start(*LONG, "--out", run).communicate(timeout=PATIENCE)
     return run
 
 
 def test_a_stopped_run_saves_says_how_to_go_on_and_ends_like_an_unbroken_one(ran: Ran, unbroken: Path) -> None:
-    process = start(*LONG, "--out", "broken")
-    for epochs, number in ((2, signal.SIGINT), (6, signal.SIGTERM)):
-        wait_for_epochs(process, "broken", epochs)
-        process.send_signal(number)
-        said = process.communicate(timeout=60)[1]
-        assert process.returncode in (130, 143)
-        assert "xhat train --resume broken" in said
-        assert "Traceback" not in said
+    words = [*LONG, "--out", "broken"]
+    for layer, number in ((400, signal.SIGINT), (700, signal.SIGTERM)):
+        command = [sys.executable, "-c", STOPPED, str(int(number)), str(layer), "train", *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+        assert done.returncode == 130
+        assert "xhat train --resume broken" in done.stderr
+        assert "Traceback" not in done.stderr
         assert not Path("broken/model.safetensors").exists()
-        process = start("--resume", "broken")
-    assert "finished" in process.communicate(timeout=60)[0]
+        words = ["--resume", "broken"]
+    assert 5 < Path("broken/metrics.jsonl").read_bytes().count(b"\n") < 16
+    process = start(*words)
+    assert "finished" in process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 0
     assert_same_run(unbroken, "broken")
     assert "finished, nothing is left to do" in ran("train", "--resume", "broken")
@@ -321,7 +333,7 @@ def test_a_killed_run_ends_like_an_unbroken_one(ran: Ran, unbroken: Path) -> Non
         process.kill()
         process.communicate()
         process = start("--resume", "broken")
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     assert_same_run(unbroken, "broken")
 
 
@@ -340,6 +352,34 @@ def test_a_cut_last_line_of_the_log_happens_again(ran: Ran) -> None:
     assert [line["epoch"] for line in lines[1]] == [line["epoch"] for line in lines[0]] == [1, 2]
 
 
+# Where it runs
+
+
+def test_a_terminal_that_knows_no_unicode_is_written_to(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran("train", "digits", "--out", "run", *TINY)
+    for words in (["evaluate", "run", "--samples", "2"], ["--help"]):
+        terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="surrogateescape")
+        monkeypatch.setattr(sys, "stdout", terminal)
+        with pytest.raises(SystemExit) as left:
+            main(words)
+        assert left.value.code == 0
+        terminal.flush()
+        assert b"?" in terminal.buffer.getvalue()
+
+
+def test_without_a_home_the_report_is_written(ran: Ran) -> None:
+    """Matplotlib says where it keeps its list of fonts instead, and nothing else is said."""
+    ran("train", "digits", "--out", "run", *TINY)
+    homeless = {name: value for name, value in os.environ.items() if name != "MPLCONFIGDIR" and not name.startswith("XDG_")}
+    command = [*XHAT, "report", "run", "--samples", "2"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE, check=False, env={**homeless, "HOME": "/dev/null/nobody"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "written to run/report.html" in done.stdout
+    assert [line for line in done.stderr.splitlines() if "matplotlib" not in line] == []
+
+
 # Pipes
 
 
@@ -348,7 +388,7 @@ def test_pipes_that_close_and_disks_that_are_full(ran: Ran) -> None:
 
     def shell(line: str) -> tuple[int, str]:
         command = ["bash", "-o", "pipefail", "-c", line.replace("xhat", " ".join(XHAT))]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=QUIET)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         return done.returncode, done.stderr
 
     assert shell("xhat sample run --n 4 | true") == (141, "")

@@ -35,7 +35,7 @@ def rows(result) -> dict:
 @pytest.fixture(scope="module")
 def whole():
     torch.manual_seed(0)
-    return compare(*toy(), samples=4, repeats=400, train=50)
+    return compare(*toy(), samples=4, repeats=150, train=20)
 
 
 def test_every_gradient_is_run_or_told_why_not(whole):
@@ -90,7 +90,7 @@ def test_the_bias_is_about_one_standard_error_where_there_is_none():
 )
 def test_the_known_variances_come_out(name, samples, variance):
     """Within 4 standard errors of an estimated variance, whose own kurtosis is that of the estimates."""
-    repeats = 4000
+    repeats = 2000
     row = compare(*toy(), [name], samples=samples, repeats=repeats)[0]
     truth = P * (1 - P) * (1 - 2 * T)
     logit = torch.full((20_000,), math.log(P / (1 - P)), dtype=F64, requires_grad=True)
@@ -107,7 +107,7 @@ def test_the_known_variances_come_out(name, samples, variance):
 def test_the_variances_of_a_square_under_a_normal():
     at = [torch.ones(1, dtype=F64, requires_grad=True) for _ in range(2)]
     two = torch.full((1,), 2.0, dtype=F64)
-    result = compare(lambda z: z**2, lambda: td.Normal(*at), at, ["score", "pathwise"], samples=1, repeats=4000, exact=[two, two])
+    result = compare(lambda z: z**2, lambda: td.Normal(*at), at, ["score", "pathwise"], samples=1, repeats=2000, exact=[two, two])
     assert result.reference == "given"
     assert rows(result)["score"].variance == pytest.approx(30 + 136, rel=0.25)
     assert rows(result)["pathwise"].variance == pytest.approx(4 + 12, rel=0.15)
@@ -162,7 +162,7 @@ def test_the_result_is_plain_data_and_a_table(whole):
     data = json.loads(json.dumps(whole.as_dict(), allow_nan=False))
     assert len(data["rows"]) == len(whole)
     assert data["recommended"] == whole.recommended
-    assert data["repeats"] == 400
+    assert data["repeats"] == 150
     assert set(data["misfits"]) == set(whole.misfits)
     named = {row["name"]: row for row in data["rows"]}
     assert named["enumerate"]["snr"] is None  # infinite
@@ -191,7 +191,7 @@ def test_multi_sample_bounds_are_compared_too():
         q = td.Independent(td.Bernoulli(logits=logits), 1)
         return q, LogWeight(lambda z: table[(2 * z[..., 0] + z[..., 1]).long()], q)
 
-    result = compare(None, problem, logits, samples=3, repeats=800, reduce=LogMeanExp())
+    result = compare(None, problem, logits, samples=3, repeats=200, reduce=LogMeanExp())
     assert set(rows(result)) == {"score", "rloo", "vimco"}
     assert "multi-sample" in result.misfits["disarm"]
     one = logits.detach().clone().requires_grad_()
@@ -201,7 +201,7 @@ def test_multi_sample_bounds_are_compared_too():
     value = (log_q[every].sum(1).exp() * ((table - log_q)[every].logsumexp(1) - math.log(3))).sum()
     (exact,) = torch.autograd.grad(value, one)
     torch.manual_seed(1)
-    again = compare(None, problem, logits, ["vimco", "rloo"], samples=3, repeats=1500, reduce=LogMeanExp(), exact=exact)
+    again = compare(None, problem, logits, ["vimco", "rloo"], samples=3, repeats=1000, reduce=LogMeanExp(), exact=exact)
     assert all(row.bias < 3 for row in again)
     loc = torch.zeros(1, dtype=F64, requires_grad=True)
 

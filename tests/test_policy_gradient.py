@@ -6,6 +6,7 @@ Its mean is taken over all trajectories of a small problem, each with its probab
 import copy
 import importlib.util
 import itertools
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -220,7 +221,7 @@ def test_the_same_game_alone_gives_the_same_return():
 def test_a_short_training_improves_the_mean_return(capsys):
     policy = _policy()
     before = example.evaluate(policy, 1_000_000, greedy=False).mean()
-    assert example.train(policy, seed=0, episodes=960, minutes=1.0, quiet=True) == 960
+    assert example.train(policy, seed=0, episodes=960, minutes=math.inf, quiet=True) == 960
     after = example.evaluate(policy, 1_000_000, greedy=False).mean()
     assert capsys.readouterr().out == ""
     assert before < 40
@@ -232,7 +233,7 @@ def test_a_seed_repeats_a_run():
     for _ in range(2):
         torch.manual_seed(3)
         policy = _policy()
-        example.train(policy, seed=3, episodes=96, quiet=True)
+        example.train(policy, seed=3, episodes=96, minutes=math.inf, quiet=True)
         ends.append(torch.cat([p.detach().flatten() for p in policy.parameters()]))
     assert torch.equal(*ends)
 
@@ -248,4 +249,4 @@ def test_interrupted_training_keeps_what_it_has(monkeypatch):
         return first(*arguments, **options)
 
     monkeypatch.setattr(example, "play", interrupted)
-    assert example.train(policy, episodes=320, quiet=True) == 2 * example.BATCH
+    assert example.train(policy, episodes=320, minutes=math.inf, quiet=True) == 2 * example.BATCH

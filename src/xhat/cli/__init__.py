@@ -5,6 +5,7 @@ Torch is imported by the commands themselves, so that help and mistakes are answ
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import tomllib
@@ -74,6 +75,8 @@ for command in (train, sweep, evaluate, fit_prior, sample, encode, decode, recon
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command and exit: 0, or 2 with one sentence, or 130 after Ctrl-C."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that knows no "±" shows a "?"
     try:
         _share(tokens)
         code = app(_configured(_split_lists(tokens)), exit_on_error=False, print_error=False, result_action="return_value")

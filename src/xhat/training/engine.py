@@ -226,6 +226,8 @@ def _watched(guards: Sequence[Any]) -> list[bool]:
 def _reason(error: Exception) -> str:
     """The first telling line of a compiler's message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if "Output:" in lines[:-1]:  # the C++ compiler's own word stands below its command
+        return f"{lines[0]}, {lines[lines.index('Output:') + 1]}".rstrip(".:")
     return lines[0].rstrip(".:") if lines else type(error).__name__
 
 

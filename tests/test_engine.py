@@ -138,7 +138,7 @@ def test_the_step_that_a_graph_records_is_the_eager_one(name):
 
 
 @pytest.mark.parametrize("name", ["vae: normal → bernoulli", "iwae, dreg", "denoising normal", "categorical vae"])
-def test_before_torch_2_13_the_loss_alone_is_traced(name, monkeypatch):
+def test_where_a_derivative_cannot_be_traced_the_loss_alone_is(name, monkeypatch):
     monkeypatch.setattr("xhat.training.engine.derivatives_are_traced", lambda: False)
     same(trained(catalogue.MODELS[name], eager), trained(catalogue.MODELS[name], traced))
 
@@ -217,6 +217,23 @@ def test_what_cannot_be_traced_is_refused_by_name_or_run_eagerly(gradient, law, 
     fallen = trained(make, lambda p, o: Compiled(p, o, None, BATCH, backend="aot_eager", otherwise=said.append))
     same(trained(make, eager), fallen, rtol=0.0, atol=0.0)  # also the random numbers are those of a run that never tried
     assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (
+            "Observed exception\n  Explanation: Dynamo found no handler.\n\n  Developer debug context: raised exception "
+            "TypeError([ConstantVariable(str: \"unsupported operand type(s) for &\")])\n\n more: https://pytorch.org",
+            'Observed exception: raised exception TypeError([ConstantVariable(str: "unsupported operand type(s) for &")])',
+        ),
+        ("backend='inductor' raised:\nCxxError: no compiler found.\n", "backend='inductor' raised CxxError: no compiler found"),
+        ("Data-dependent branching.\n  Developer debug context: \n", "Data-dependent branching"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_the_reason_says_what_really_went_wrong(message, reason):
+    assert _reason(RuntimeError(message)) == reason
 
 
 def test_random_weights_are_paid_for_in_every_engine():

@@ -221,13 +221,15 @@ def condition_of(*conditionals: nn.Module | None) -> int:
     Raises:
         ConfigError: their networks take conditions of different sizes.
     """
-    modules = [module for each in conditionals if each is not None for module in each.modules()]
-    sizes = {size for module in modules if (size := condition_size(module))}
-    if len(sizes) > 1:
-        raise ConfigError(
-            f"all networks of a model must take one and the same condition, but theirs have {sorted(sizes)} numbers"
-        )
-    return sizes.pop() if sizes else 0
+    found = 0
+    for conditional in conditionals:
+        for module in () if conditional is None else conditional.modules():
+            size = condition_size(module)
+            if size and found and size != found:
+                sizes = sorted((size, found))
+                raise ConfigError(f"all networks of a model must take the same condition, but theirs have {sizes} numbers")
+            found = size or found
+    return found
 
 
 def _name(constraint: constraints.Constraint) -> str:

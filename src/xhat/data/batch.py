@@ -38,6 +38,11 @@ class Batch(NamedTuple):
         """Whether x is all there is."""
         return self.observed is None and self.condition is None and self.exposure is None
 
+    @property
+    def bare(self) -> Tensor | Batch:
+        """x by itself, where it is all there is: what is not there costs nothing."""
+        return self.x if self.plain else self
+
     def rows(self, index: Any) -> Batch:
         """The examples at an index that keeps the first axis."""
         return self._each(lambda part: part[index])
@@ -50,6 +55,10 @@ class Batch(NamedTuple):
             return part.to(like.device, dtype, non_blocking=non_blocking)
 
         return self._each(moved)
+
+    def split(self, size: int) -> list[Batch]:
+        """The same in pieces of so many examples."""
+        return [self.rows(slice(start, start + size)) for start in range(0, self.size, size)]
 
     def repeated(self, count: int) -> Batch:
         """Each example so many times, one after the other."""
@@ -64,3 +73,8 @@ class Batch(NamedTuple):
             None if condition is None else change(condition),
             None if exposure is None else change(exposure),
         )
+
+
+def size_of(x: Tensor | Batch) -> int:
+    """How many examples there are."""
+    return x.size if isinstance(x, Batch) else len(x)

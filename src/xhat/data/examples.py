@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +37,9 @@ class Examples:
         scale: divide by 255 when a batch is fetched, so that bytes stay bytes in memory (uint8 storage only).
         binarize: ``"dynamic"`` makes every fetch draw Bernoulli(value) anew from torch's global generator.
         preparation: what was done to the user's data to make these examples, where it is known.
+        observed: ``(N, *event)`` bool, which values were seen, of examples in memory; the others are stored as 0. None: all.
+        condition: ``(N, C)``, what each example is conditioned on; None: nothing.
+        exposure: ``(N,)``, positive, what multiplies a rate; None: 1.
 
     Raises:
         DataError: storage of another dtype, without examples or without an event axis; labels of another length;
@@ -60,6 +63,9 @@ class Examples:
         scale: bool = False,
         binarize: str | None = None,
         preparation: Preparation | None = None,
+        observed: Tensor | None = None,
+        condition: Tensor | None = None,
+        exposure: Tensor | None = None,
     ) -> None:
         if storage.dtype not in STORED:
             raise DataError(f"examples must be stored as uint8, float32 or float64, not {storage.dtype}: as_examples(x) converts")
@@ -85,9 +91,13 @@ class Examples:
         self.labels = None if labels is None else labels.detach().to(torch.int64)
         self.binarize = binarize
         self.preparation = preparation
+        self.observed, self.condition, self.exposure = _beside(storage, observed, condition, exposure)
         self.streamed: Streamed | None = None
         if isinstance(storage, Tensor):
-            self._storage, self.scale = storage.detach(), scale
+            storage = storage.detach()
+            # One value stands for all that was not seen, so that nothing hangs on what else would
+            self._storage = storage if self.observed is None else storage.where(self.observed, storage.new_zeros(()))
+            self.scale = scale
             if binarize is not None:
                 check_unit_range(self)
             return
@@ -119,7 +129,8 @@ class Examples:
     @property
     def nbytes(self) -> int:
         """Bytes that the stored examples take in memory, or of streamed ones would take."""
-        return self._storage.nbytes if self.streamed is None else len(self) * self.streamed.stream.row_bytes
+        beside = sum(part.nbytes for part in (self.observed, self.condition, self.exposure) if part is not None)
+        return beside + (self._storage.nbytes if self.streamed is None else len(self) * self.streamed.stream.row_bytes)
 
     @property
     def device(self) -> torch.device:
@@ -145,11 +156,24 @@ class Examples:
 
     def batch(self, index: Any) -> Batch:
         """The examples at an index that keeps the first axis, with what is known beside them."""
-        return Batch(self[index])
+        index = _as_index(index)
+        return self._with_beside(self[index], index)
 
     def batched(self, size: int) -> Iterator[Batch]:
         """Consecutive batches of ``size`` examples, with what is known beside them; the last one may be shorter."""
-        return (Batch(x) for x in self.batches(size))
+        starts = range(0, len(self), size)
+        return (self._with_beside(x, slice(start, start + size)) for start, x in zip(starts, self.batches(size), strict=True))
+
+    def fed(self, order: Tensor | Order, bounds: Sequence[tuple[int, int]], pin: bool = False) -> Iterator[Batch]:
+        """What :meth:`feed` yields, with what is known beside it."""
+        if self.streamed is None:
+            return (self.batch(order[start:stop]) for start, stop in bounds)
+        batches = self.feed(order, bounds, pin)
+        return _closing(batches, (self._with_beside(x, order[a:b]) for x, (a, b) in zip(batches, bounds, strict=False)))
+
+    def _with_beside(self, x: Tensor, index: Any) -> Batch:
+        parts = (None if part is None else part[index] for part in (self.observed, self.condition, self.exposure))
+        return Batch(x, *parts)
 
     def _grey(self, index: Any) -> Tensor:
         values = self._storage[_as_index(index)].to(torch.float32)
@@ -245,10 +269,8 @@ class Examples:
                 rows: Stretch | Listed = Stretch(self.streamed.rows, start, stop)
             else:
                 rows = Listed(self.streamed.rows, _positions(index, len(self)))
-            return Examples(
-                dataclasses.replace(self.streamed, rows=rows), labels, binarize=self.binarize, preparation=self.preparation
-            )
-        return self._with(self.storage[index], labels)
+            return self._with(dataclasses.replace(self.streamed, rows=rows), labels, lambda part: part[index])
+        return self._with(self.storage[index], labels, lambda part: part[index])
 
     def fixed(self, seed: int) -> Examples:
         """The same examples with dynamic binarisation replaced by one draw, a pure function of ``seed``.
@@ -270,10 +292,11 @@ class Examples:
         """
         if self.streamed is None:
             for first in range(0, len(self), _CHUNK):
-                check(self[first : first + _CHUNK], where, first)
+                batch = self.batch(slice(first, first + _CHUNK))
+                check(batch.bare, where, first)
             return self
         if self.binarize is None:
-            return Examples(dataclasses.replace(self.streamed, check=check), self.labels, preparation=self.preparation)
+            return self._with(dataclasses.replace(self.streamed, check=check), self.labels)
         # What is drawn is 0 or 1, whatever the rows hold
         for value in (0.0, 1.0):
             check(torch.full((1, *self.shape), value), where, 0)
@@ -284,11 +307,24 @@ class Examples:
         if self.streamed is not None:
             return self
         labels = None if self.labels is None else self.labels.to(device)
-        return self._with(self.storage.to(device), labels)
+        return self._with(self.storage.to(device), labels, lambda part: part.to(device))
 
-    def _with(self, storage: Tensor | Streamed, labels: Tensor | None) -> Examples:
-        scale = self.scale and isinstance(storage, Tensor)
-        return Examples(storage, labels, scale=scale, binarize=self.binarize, preparation=self.preparation)
+    def _with(
+        self,
+        storage: Tensor | Streamed,
+        labels: Tensor | None,
+        change: Callable[[Tensor], Tensor] = lambda part: part,
+    ) -> Examples:
+        """The same of other rows, with what a change makes of what is known beside them."""
+        parts = {"observed": self.observed, "condition": self.condition, "exposure": self.exposure}
+        return Examples(
+            storage,
+            labels,
+            scale=self.scale and isinstance(storage, Tensor),
+            binarize=self.binarize,
+            preparation=self.preparation,
+            **{name: None if part is None else change(part) for name, part in parts.items()},
+        )
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return self.tensor().cpu().numpy().astype(dtype or np.float32, copy=bool(copy))
@@ -305,9 +341,7 @@ class Examples:
 def drawn(examples: Examples, seed: int) -> Examples:
     """One Bernoulli draw of every value, a pure function of the values and ``seed``; stored as bytes 0 and 1, if in memory."""
     if examples.streamed is not None:
-        return Examples(
-            dataclasses.replace(examples.streamed, seed=seed, unit=True), examples.labels, preparation=examples.preparation
-        )
+        return _as_drawn(examples, dataclasses.replace(examples.streamed, seed=seed, unit=True))
     check_unit_range(examples)
     generator = torch.Generator().manual_seed(seed)
     result = torch.empty(examples.storage.shape, dtype=torch.uint8)
@@ -315,7 +349,56 @@ def drawn(examples: Examples, seed: int) -> Examples:
         # On the CPU whatever the device: another device's stream would be another data set under the same seed.
         grey = examples._grey(slice(start, start + _CHUNK)).cpu()
         result[start : start + _CHUNK] = torch.rand(grey.shape, generator=generator) < grey
-    return Examples(result.to(examples.storage.device), examples.labels, preparation=examples.preparation)
+    return _as_drawn(examples, result.to(examples.storage.device))
+
+
+def _as_drawn(examples: Examples, storage: Tensor | Streamed) -> Examples:
+    """The same examples in values that were drawn."""
+    return Examples(
+        storage,
+        examples.labels,
+        preparation=examples.preparation,
+        observed=examples.observed,
+        condition=examples.condition,
+        exposure=examples.exposure,
+    )
+
+
+def _beside(
+    storage: Tensor | Stream | Streamed, observed: Tensor | None, condition: Tensor | None, exposure: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """What is known beside N examples, checked.
+
+    Raises:
+        DataError: another number of rows, a mask of another shape or of a stream, numbers that are not finite.
+    """
+    count = len(storage)
+    if observed is not None:
+        if not isinstance(storage, Tensor):
+            raise DataError("observed is a mask of examples in memory, but these are streamed: load them (memory='load')")
+        if observed.dtype != torch.bool or observed.shape != storage.shape:
+            raise DataError(
+                f"observed must be bool and of the examples' shape {tuple(storage.shape)}, was {observed.dtype} of shape "
+                f"{tuple(observed.shape)}"
+            )
+    for name, part, axes in (("condition", condition, 2), ("exposure", exposure, 1)):
+        if part is not None and (part.ndim != axes or len(part) != count):
+            shape = f"({count}, C)" if axes == 2 else f"({count},)"
+            raise DataError(f"{name} must have shape {shape}, a row for each example, was {tuple(part.shape)}")
+        if part is not None and not bool(part.isfinite().all()):
+            raise DataError(f"{name} must be finite numbers, and some are not: fill them in, or leave such examples out")
+    if exposure is not None and not bool((exposure > 0).all()):
+        raise DataError("exposure multiplies a rate and must be above 0, and some are not: leave such examples out")
+    return observed, *(None if part is None else part.detach().to(torch.float32) for part in (condition, exposure))  # type: ignore[return-value]
+
+
+def _closing(inner: Iterator[Tensor], outer: Iterator[Batch]) -> Iterator[Batch]:
+    """An iterator that ends the one within it when it is left."""
+    try:
+        yield from outer
+    finally:
+        if isinstance(inner, Generator):
+            inner.close()
 
 
 def check_unit_range(examples: Examples) -> None:
@@ -352,6 +435,8 @@ def as_examples(x: Any, where: str = "x") -> Examples:
     """
     if isinstance(x, Examples):
         return x
+    if isinstance(x, Batch):
+        return Examples(x.x, observed=x.observed, condition=x.condition, exposure=x.exposure)
     if isinstance(x, Stream):
         return Examples(x, scale=x.dtype == torch.uint8 and int(x.read(torch.arange(min(len(x), _CHUNK))).max()) > 1)
     storage = as_storage(x, where)

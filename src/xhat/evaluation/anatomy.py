@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, LowRankMultivariateNormal, MultivariateNormal, Normal, OneHotCategorical
 
+from xhat.conditionals import condition_of
 from xhat.data import Examples
 from xhat.data.permutation import Permutation
 from xhat.distributions import widths
 from xhat.distributions.support import extended_log_prob, split
-from xhat.errors import whole_number
+from xhat.errors import ConfigError, whole_number
 from xhat.evaluation.evidence import ELEMENTS, block_size
 from xhat.evaluation.result import Dimension, Measure, coordinate, measure
 from xhat.heap import kept_heap
@@ -127,6 +128,11 @@ def anatomy(model: Model, x: Any, samples: int = 1, *, seed: int = 0, most: int 
     (True, [0, 1])
     """
     model.need_bound("have a bound to take apart")
+    if condition_of(model.prior):  # type: ignore[arg-type]
+        raise ConfigError(
+            "the prior of this model depends on its condition, so there is no one p(z) that all codes together could be compared "
+            "with: take a model with prior_condition=False apart"
+        )
     whole_number("samples", samples)
     whole_number("most", most)
     examples = model.examples(x).fixed(seed)

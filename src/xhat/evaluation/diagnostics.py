@@ -23,6 +23,10 @@ def findings(model: Model, result: Evaluation) -> list[str]:
                 f"the mean {name} is {mean.value}: some example is impossible under the model, or its numbers are too large for "
                 "it; find it with xhat.log_likelihood, and prepare these data as the training data were"
             )
+    if result.unseen_examples:
+        found.append(
+            f"of {result.unseen_examples} examples no value was observed: their bound is the KL alone, and says nothing of them"
+        )
     if result.kl_per_dimension is not None:
         dead = sum(kl < COLLAPSED for kl in result.kl_per_dimension)
         if dead == result.latent:

@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from xhat.conditionals import condition_of
 from xhat.data import Batch, Examples
 from xhat.distributions import has_closed_form, kl_divergence, kl_per_dimension
 from xhat.errors import ConfigError, whole_number
 from xhat.evaluation.anatomy import ACTIVE, Anatomy, independent, some, take_apart
+from xhat.evaluation.classes import class_gain, has_classes
 from xhat.evaluation.diagnostics import findings
 from xhat.evaluation.evidence import ELEMENTS, Sampler, bits_per_dimension, block_size, evidence_by_batches, way_of
 from xhat.evaluation.moments import Moments
@@ -31,6 +33,7 @@ __all__ = ["Dimension", "Evaluation", "Measure", "evaluate", "measure"]
 COMPARED = 2000  # training examples that are enough to see overfitting
 TAKEN_APART = 2000  # examples that the bound is taken apart on, where the code is narrow
 PAIRS = 50_000_000  # numbers of draws that are weighed by posteriors: what its time is counted in
+UNDER_CLASSES = 200  # examples that are measured under every class
 REFINED = 500  # examples whose posteriors are refined, where that is asked for
 DRAWS = 1000  # of z at least, over few examples, that the bound is taken apart at
 
@@ -146,7 +149,10 @@ def evaluate(
         if has_bound:
             result = result._replace(method=method)
             torch.manual_seed(seed)
-            result = _with_anatomy(result, _taken_apart(model, examples))
+            if not condition_of(model.prior):  # type: ignore[arg-type]
+                result = _with_anatomy(result, _taken_apart(model, examples))
+            if has_classes(model) and examples.condition is not None:
+                result = _with_gain(model, examples, result, samples, way, seed)
         if refine_steps:
             result = _refined(model, examples, result, refine_steps, seed)
     return result._replace(findings=tuple(findings(model, result)))
@@ -242,6 +248,12 @@ def _with_anatomy(result: Evaluation, parts: Anatomy) -> Evaluation:
     )
 
 
+def _with_gain(model: Model, examples: Examples, result: Evaluation, samples: int, way: Sampler | None, seed: int) -> Evaluation:
+    torch.manual_seed(seed)
+    part = examples.subset(some(examples, UNDER_CLASSES)) if len(examples) > UNDER_CLASSES else examples
+    return result._replace(class_gain=measure(class_gain(model, part, samples, way)), class_gain_examples=len(part))
+
+
 def _refined(model: Model, examples: Examples, result: Evaluation, steps: int, seed: int) -> Evaluation:
     torch.manual_seed(seed)
     part = examples.subset(some(examples, REFINED)) if len(examples) > REFINED else examples
@@ -265,6 +277,7 @@ def _summary(
         doubt = (evidence.errors if shares_weights(model) else math.sqrt(evidence.squared_errors)) / len(examples)
         shortfall = evidence.squared_errors / (2 * len(examples))
     variables = model.variables
+    share = 1.0 if examples.observed is None else float(examples.observed.double().mean())
     return Evaluation(
         examples=len(examples),
         samples=samples,
@@ -274,7 +287,10 @@ def _summary(
         log_likelihood_shortfall=shortfall,
         ess=None if evidence is None or math.isinf(evidence.ess.lowest) else float(evidence.ess.mean),
         ess_smallest=None if evidence is None or math.isinf(evidence.ess.lowest) else evidence.ess.lowest,
-        bits_per_dimension=None if log_px is None else bits_per_dimension(model, log_px.value),
+        bits_per_dimension=None if log_px is None else bits_per_dimension(model, log_px.value, share),
+        conditioned=examples.condition is not None,
+        observed_share=None if examples.observed is None else share,
+        unseen_examples=None if examples.observed is None else int((~examples.observed.flatten(1)).all(1).sum()),
         kl=measured(seen.kl),
         squared_error=measure_of(seen.error),
         corrupted_error=measured(seen.corrupted),

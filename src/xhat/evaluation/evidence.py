@@ -197,8 +197,13 @@ def block_size(model: Model, batch: int = BATCH, elements: int = ELEMENTS) -> in
     return max(1, min(batch, elements // model.numbers))
 
 
-def bits_per_dimension(model: Model, nats: float) -> float | None:
-    r"""Negative nats per example as bits per dimension, :math:`-\text{nats} / (\ln 2 \cdot D)`.
+def bits_per_dimension(model: Model, nats: float, share: float = 1.0) -> float | None:
+    r"""Negative nats per example as bits per dimension, :math:`-\text{nats} / (\ln 2 \cdot D)`; D counts what was observed.
+
+    Args:
+        model: for its likelihood.
+        nats: log p(x), the mean over examples.
+        share: of the values, which was observed.
 
     None for a continuous likelihood: a density of quantised values is no code length.
     """
@@ -207,4 +212,4 @@ def bits_per_dimension(model: Model, nats: float) -> float | None:
         law = posed.likelihood(posed.q.sample())
     if not is_discrete(law):
         return None
-    return -nats / (math.log(2) * math.prod(model.event_shape))
+    return -nats / (math.log(2) * math.prod(model.event_shape) * share) if share > 0 else None

@@ -84,6 +84,11 @@ class Evaluation(NamedTuple):
         method: how log p(x) was found, "importance", "annealed" or "exact".
         log_likelihood_shortfall: about how far the mean of log p(x) is too low, for the logarithm of an average is: half the mean
             of the examples' squared standard errors, to which those of weights that were never met do not add.
+        conditioned: whether all is given a condition c, log p(x|c) and the bound on it.
+        class_gain: of a model that is conditioned on a class, log p(x|c) - log p(x), with p(x) the average over the classes.
+        class_gain_examples: on how many examples.
+        observed_share: which share of the values was observed; None: all of them.
+        unseen_examples: of how many examples no value was.
     """
 
     examples: int
@@ -116,12 +121,20 @@ class Evaluation(NamedTuple):
     refined_steps: int | None = None
     method: str | None = None
     log_likelihood_shortfall: float | None = None
+    conditioned: bool | None = None
+    class_gain: Measure | None = None
+    class_gain_examples: int | None = None
+    observed_share: float | None = None
+    unseen_examples: int | None = None
 
     def __str__(self) -> str:
-        rows = [("examples", f"{self.examples}")]
+        seen = "" if self.observed_share is None else f", {self.observed_share:.1%} of their values observed"
+        rows = [("examples", f"{self.examples}{seen}")]
         if self.log_likelihood is not None:
             rows.append(("ELBO, nats", str(self.elbo)))
             rows += self._evidence()
+        if self.class_gain is not None:
+            rows.append(("log p(x|c) − log p(x), nats", f"{self.class_gain} ({self.class_gain_examples} examples)"))
         if self.bits_per_dimension is not None:
             rows.append(("bits per dimension", f"{self.bits_per_dimension:.4f}"))
         if self.kl is not None:
@@ -145,14 +158,15 @@ class Evaluation(NamedTuple):
 
     def _evidence(self) -> list[tuple[str, str]]:
         """The rows of log p(x) and of how far it can be trusted."""
+        name = "log p(x|c)" if self.conditioned else "log p(x)"
         if self.method == "exact":
-            return [("log p(x), nats, exact", str(self.log_likelihood))]
+            return [(f"{name}, nats, exact", str(self.log_likelihood))]
         how = f"{self.samples} annealed chains" if self.method == "annealed" else f"K = {self.samples}"
         doubt = f"sampling z: ± {self.log_likelihood_mc_stderr:.4f}"
         if self.log_likelihood_shortfall is not None and math.isfinite(self.log_likelihood_shortfall):
             doubt += f", and too low by about {self.log_likelihood_shortfall:.4f} or more"
         return [
-            (f"log p(x), nats, {how}", f"{self.log_likelihood} ({doubt})"),
+            (f"{name}, nats, {how}", f"{self.log_likelihood} ({doubt})"),
             ("effective sample size", f"{self.ess:.1f} (smallest {self.ess_smallest:.1f}) of {self.samples}"),
         ]
 

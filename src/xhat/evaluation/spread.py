@@ -47,8 +47,8 @@ class Spread:
         """This process's blocks: the number, the position of the first example, and the examples."""
         count = len(self.examples)
         if self.parted:
-            bounds = ((number * self.size, min((number + 1) * self.size, count)) for number in self.own)
-            batches: Iterator[Batch] = (Batch(x) for x in self.examples.feed(InOrder(count), bounds))
+            bounds = [(number * self.size, min((number + 1) * self.size, count)) for number in self.own]
+            batches = self.examples.fed(InOrder(count), bounds)
         else:
             batches = self.examples.batched(self.size)
         for number in self.own:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from xhat.data import Examples
+from xhat.data import Batch, Examples
 from xhat.errors import ConfigError
 from xhat.gradients.baselines import Lagged
 from xhat.models.base import Model, Stage
@@ -72,7 +72,7 @@ class Shards:
             yield place, place + stop - start
             place += stop - start
 
-    def _feed(self, examples: Examples, order: Any, bounds: Bounds, shard: int, fetched: Fetch) -> Iterator[Tensor]:
+    def _feed(self, examples: Examples, order: Any, bounds: Bounds, shard: int, fetched: Fetch) -> Iterator[Tensor | Batch]:
         """A shard's part of each batch that has one, one by one: an epoch may have millions of batches."""
         if examples.resident:
             pieces = (self.piece(*bound, shard) for bound in bounds)
@@ -84,7 +84,7 @@ class Shards:
     @contextlib.contextmanager
     def feeds(
         self, examples: Examples, seed: int, bounds: Bounds, ranks: Ranks, fetched: Fetch
-    ) -> Iterator[dict[int, Iterator[Tensor]]]:
+    ) -> Iterator[dict[int, Iterator[Tensor | Batch]]]:
         """The feeds of a process's shards, by the shard's number, for the time of a block. The shards are dealt out in turn."""
         own = range(ranks.rank, self.count, ranks.world)
         order = examples.order(seed) if examples.resident and own else seed
@@ -96,7 +96,7 @@ class Shards:
                 feed.close()  # type: ignore[attr-defined]
 
 
-Fetch = Callable[[Examples, Any, Any], Iterator[Tensor]]
+Fetch = Callable[[Examples, Any, Any], Iterator[Tensor | Batch]]
 
 
 class Sum:
@@ -178,7 +178,7 @@ class Sharded(Engine):
     def __init__(self, inner: Engine, work: Work) -> None:
         super().__init__(inner.program, inner.optimizer, inner.clip, inner.size)
         self.name = inner.name
-        self.derive: Callable[[Tensor], Derived] = getattr(inner, "derive", inner.program)
+        self.derive: Callable[[Tensor | Batch], Derived] = getattr(inner, "derive", inner.program)
         self.work, self.ranks, self.shards = work, work.ranks, work.shards
         # An average of earlier values moves with every shard: each begins where the step began, and their mean is the batch's
         modules = [*inner.program.module.modules(), *inner.program.gradient.modules()]
@@ -196,7 +196,7 @@ class Sharded(Engine):
             for start, stop in bounds:
                 yield self._step(feeds, examples, start, stop)
 
-    def _step(self, feeds: dict[int, Iterator[Tensor]], examples: Examples, start: int, stop: int) -> Taken:
+    def _step(self, feeds: dict[int, Iterator[Tensor | Batch]], examples: Examples, start: int, stop: int) -> Taken:
         before = [buffer.clone() for buffer in self.kept]
         cuts, step = self.shards.cut(start, stop), self.work.now()
         if self._sum is not None:
@@ -211,7 +211,7 @@ class Sharded(Engine):
             self._join(next(self.fetched(examples, torch.tensor([0]), [(0, 1)])), 0.0, before)
         return self._moved(stop - start)
 
-    def _join(self, x: Tensor, weight: float, before: list[Tensor]) -> None:
+    def _join(self, x: Tensor | Batch, weight: float, before: list[Tensor]) -> None:
         for buffer, value in zip(self.kept, before, strict=True):
             buffer.copy_(value)
         values, derivatives, self._names = self.derive(x)
@@ -234,7 +234,7 @@ class Sharded(Engine):
         return self.update((told.clone(), used, self._names), size, self.rate)
 
 
-def refuse_shards(model: Model, stage: Stage, x: Tensor, count: int) -> None:
+def refuse_shards(model: Model, stage: Stage, x: Tensor | Batch, count: int) -> None:
     """Refuse what a batch in shards would not be the same for.
 
     Args:
@@ -261,7 +261,8 @@ def refuse_shards(model: Model, stage: Stage, x: Tensor, count: int) -> None:
     probe = copy.deepcopy((stage.module, model.gradient))
     known = {buffer for part in probe for module in part.modules() if isinstance(module, Lagged) for buffer in module.buffers()}
     before = {name: buffer.clone() for name, buffer in probe[0].named_buffers() if buffer not in known}
-    with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []), torch.enable_grad():
+    device = model.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
         probe[0].train()(x)
     for name, buffer in probe[0].named_buffers():
         if name in before and not torch.equal(buffer, before[name]):

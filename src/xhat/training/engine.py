@@ -10,13 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from xhat.data import Examples
+from xhat.data import Batch, Examples
+from xhat.data.batch import size_of
 from xhat.distributions.unvalidated import unvalidated
 from xhat.errors import ConfigError, XhatError
 from xhat.training.optimizer import Optimizer
 from xhat.training.program import Derived, Program
 
 Bounds = Sequence[tuple[int, int]]
+_CONTEXT = "Developer debug context:"  # as torch's tracer marks it
 
 
 class Taken(NamedTuple):
@@ -64,10 +66,10 @@ class Engine(abc.ABC):
         """A tensor of the weights' device and dtype."""
         return self.optimizer.parameters[0]
 
-    def fetched(self, examples: Examples, order: Any, bounds: Bounds) -> Iterator[Tensor]:
+    def fetched(self, examples: Examples, order: Any, bounds: Bounds) -> Iterator[Tensor | Batch]:
         """The batches, where the weights are and of their kind."""
-        for x in examples.feed(order, bounds, pin=self.like.device.type == "cuda"):
-            yield x.to(self.like.device, self.like.dtype, non_blocking=True)
+        for batch in examples.fed(order, bounds, pin=self.like.device.type == "cuda"):
+            yield batch.to(self.like, non_blocking=True).bare
 
     def update(self, derived: Derived, size: int, rate: float | Tensor) -> Taken:
         """Clip the derivative and move the weights."""
@@ -95,7 +97,7 @@ class Eager(Engine):
 
     def steps(self, examples: Examples, order: Any, bounds: Bounds) -> Iterator[Taken]:
         for x in self.fetched(examples, order, bounds):
-            yield self.update(self.program(x), len(x), self.rate)
+            yield self.update(self.program(x), size_of(x), self.rate)
 
 
 class Compiled(Engine):
@@ -126,22 +128,22 @@ class Compiled(Engine):
     ) -> None:
         super().__init__(program, optimizer, clip, size)
         self.otherwise = otherwise
-        self._run: Callable[[Tensor], Derived] | None = compiled(program, backend)
+        self._run: Callable[[Tensor | Batch], Derived] | None = compiled(program, backend)
         self._ran = False
 
     def steps(self, examples: Examples, order: Any, bounds: Bounds) -> Iterator[Taken]:
         for x in self.fetched(examples, order, bounds):
-            yield self.update(self.derive(x), len(x), self.rate)
+            yield self.update(self.derive(x), size_of(x), self.rate)
 
-    def derive(self, x: Tensor) -> Derived:
+    def derive(self, x: Tensor | Batch) -> Derived:
         """The program's results for one batch."""
-        if self._run is None or len(x) != self.size:
+        if self._run is None or size_of(x) != self.size:
             return self.program(x)
         return self._run(x) if self._ran else self._first(self._run, x)
 
-    def _first(self, run: Callable[[Tensor], Derived], x: Tensor) -> Derived:
+    def _first(self, run: Callable[[Tensor | Batch], Derived], x: Tensor | Batch) -> Derived:
         """The first run, which compiles, or finds out that this cannot be done."""
-        states = random_states(x.device)
+        states = random_states(self.like.device)
         try:
             derived = run(x)
         except XhatError:
@@ -156,15 +158,15 @@ class Compiled(Engine):
             self._ran = True
             return derived
         self.otherwise(reason)
-        put_random_states(states, x.device)
+        put_random_states(states, self.like.device)
         self._run, self.name = None, Eager.name  # under which a resumed run goes on
         return self.program(x)
 
 
-def compiled(program: Program, backend: str = "inductor") -> Callable[[Tensor], Derived]:
+def compiled(program: Program, backend: str = "inductor") -> Callable[[Tensor | Batch], Derived]:
     """A program in one piece from the compiler; called the first time, it is compiled.
 
-    Before torch 2.13 a derivative cannot be traced: there it is two pieces, the loss and what the compiler derives from it.
+    Where torch cannot trace a derivative it is two pieces, the loss and what the compiler derives from it.
     """
     from torch._dynamo import config  # some seconds to import, and not needed by anybody who trains eagerly
 
@@ -185,14 +187,14 @@ def compiled(program: Program, backend: str = "inductor") -> Callable[[Tensor], 
 
     if not whole:
 
-        def in_two(x: Tensor) -> Derived:
+        def in_two(x: Tensor | Batch) -> Derived:
             with unvalidated():
                 return program.derived(*run(program, x))
 
         return in_two
     asked = config.patch(trace_autograd_ops=True)  # once, for to make it takes longer than to enter it
 
-    def call(x: Tensor) -> Derived:
+    def call(x: Tensor | Batch) -> Derived:
         with asked, unvalidated():  # at every call, for any may have to compile again
             return run(program, x)
 
@@ -224,11 +226,16 @@ def _watched(guards: Sequence[Any]) -> list[bool]:
 
 
 def _reason(error: Exception) -> str:
-    """The first telling line of a compiler's message."""
+    """What a compiler's message says went wrong, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if "Output:" in lines[:-1]:  # the C++ compiler's own word stands below its command
-        return f"{lines[0]}, {lines[lines.index('Output:') + 1]}".rstrip(".:")
-    return lines[0].rstrip(".:") if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    first = lines[0].rstrip(".:")
+    if first.endswith("raised") and len(lines) > 1:  # "backend='inductor' raised:", and what it was
+        return f"{first} {lines[1].rstrip('.:')}"
+    # "Observed exception" alone tells nothing: which one it was stands further down
+    contexts = [line.removeprefix(_CONTEXT).strip() for line in lines if line.startswith(_CONTEXT)]
+    return f"{first}: {contexts[0]}" if contexts and contexts[0] else first
 
 
 def random_states(device: torch.device) -> list[Tensor]:

@@ -62,6 +62,7 @@ class History(NamedTuple):
 
 def _check(model: Model, x: Examples, name: str) -> Examples:
     """The examples, which the likelihood must be able to have made; those in files are checked as they are read."""
+    model.need_condition(x.condition, len(x))
     return x.checked(model.check, name)
 
 

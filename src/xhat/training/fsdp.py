@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from xhat.data import Examples
+from xhat.data import Batch, Examples
 from xhat.errors import ConfigError
 from xhat.gradients import Pathwise
 from xhat.models.base import Model
@@ -187,7 +187,7 @@ class InPieces(Engine):
             for start, stop in bounds:
                 yield self._step(feeds, spare, start, stop)
 
-    def _step(self, feeds: dict[int, Iterator[Tensor]], spare: Tensor, start: int, stop: int) -> Taken:
+    def _step(self, feeds: dict[int, Iterator[Tensor | Batch]], spare: Tensor | Batch, start: int, stop: int) -> Taken:
         cuts, step, names = self.shards.cut(start, stop), self.work.now(), ()
         told: Tensor | None = None
         for shard in range(self.ranks.rank, math.ceil(self.shards.count / self.ranks.world) * self.ranks.world, self.ranks.world):
@@ -201,7 +201,7 @@ class InPieces(Engine):
             (terms.loss.mean() * (weight * self.ranks.world)).backward()
             names = ("loss", *terms.measures)  # type: ignore[assignment]
             values = torch.stack([terms.loss, *terms.measures.values()]).detach().mean(1) if weight > 0 else None
-            told = torch.zeros(len(names) + 1, device=x.device, dtype=x.dtype) if told is None else told
+            told = terms.loss.new_zeros(len(names) + 1).detach() if told is None else told
             if values is not None:
                 told[:-1] += weight * values
         assert told is not None

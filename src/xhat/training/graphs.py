@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xhat.data import Examples
+from xhat.data import Batch, Examples
 from xhat.distributions.unvalidated import unvalidated
 from xhat.errors import ConfigError, XhatError
 from xhat.training.engine import Bounds, Compiled, Engine, Taken, put_random_states, random_states
@@ -61,7 +61,7 @@ class Graphs(Engine):
         self.tell, self.strict = tell, strict
         self.record = Recorder(device) if record is None else record
         inner = Compiled(program, optimizer, clip, size, otherwise=tell) if compile else None
-        self.derive: Callable[[Tensor], Derived] = program if inner is None else inner.derive
+        self.derive: Callable[[Tensor | Batch], Derived] = program if inner is None else inner.derive
         self.cursor = torch.zeros((), dtype=torch.int64, device=device)
         self.offsets = torch.arange(STRETCH * size, device=device)
         self.rates = optimizer.rates(STRETCH)
@@ -187,7 +187,7 @@ class Graphs(Engine):
             self.values[number].copy_(taken.values)
         self.cursor.add_(count * size)
 
-    def _batches(self, examples: Examples, count: int, size: int) -> Iterator[Tensor]:
+    def _batches(self, examples: Examples, count: int, size: int) -> Iterator[Tensor | Batch]:
         """The next batches of the epoch's order; at once, where that is the same and no waste of memory."""
         assert self.order is not None
         held = size * self.like.element_size() * torch.Size(examples.shape).numel()
@@ -195,4 +195,4 @@ class Graphs(Engine):
         together = count if examples.binarize is None and held % ALIGNED == 0 and count * held <= FETCHED else 1
         for first in range(0, count, together):
             index = self.order.index_select(0, self.cursor + self.offsets[first * size : (first + together) * size])
-            yield from examples[index].to(self.like.dtype).split(size)
+            yield from (batch.bare for batch in examples.batch(index).to(self.like).split(size))

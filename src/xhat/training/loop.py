@@ -178,7 +178,7 @@ class Loop:
             )
         if count > 1:
             whole = self.model if self.pieces is None else self.pieces.whole
-            few = whole.given(self.source[: min(4, len(self.source))])
+            few = whole.batch(self.source.batch(slice(min(4, len(self.source))))).bare
             refuse_shards(whole, self.stage if self.pieces is None else whole.stages()[0], few, count)
         work = Work(self.shards, self.ranks, self.settings.seed, lambda: self.progress.step, lambda: self.asked())
         if self.pieces is not None:

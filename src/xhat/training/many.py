@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from xhat.data import Examples, given, preparation_of
+from xhat.data import Batch, Examples, given, preparation_of
 from xhat.errors import ConfigError, DataError, TrainingError, whole_number
 from xhat.heap import kept_heap
 from xhat.models.base import Model
@@ -190,7 +190,7 @@ class _Work:
         # As for one model: a last batch of one example joins the one before.
         self.batches = max(1, math.ceil((len(train) - 1) / self.batch_size))
         with torch.random.fork_rng(devices=[device] if device.startswith("cuda") else []):
-            first = models[0].given(self.train[self._order(0)[:, : self.batch_size]])
+            first = self.train.batch(self._order(0)[:, : self.batch_size]).to(models[0].like)
         self.stack = Stack(self.models, first)
         self.trained = [*self.stack.trained.values()]
         self.optimizer = Optimizer(settings.optimizer, self.trained, settings.weight_decay, settings.epsilon)
@@ -219,7 +219,7 @@ class _Work:
             for batch in range(self.batches):
                 start = batch * self.batch_size
                 end = len(self.train) if batch == self.batches - 1 else start + self.batch_size
-                values = self._step(self.models[0].given(self.train[order[:, start:end]]), epoch, batch)
+                values = self._step(self.train.batch(order[:, start:end]).to(self.models[0].like), epoch, batch)
                 sums = sums + values.double() * ((end - start) / len(self.train))
                 if batch == self.batches - 1:
                     self._end_epoch(epoch, sums)
@@ -228,12 +228,12 @@ class _Work:
             if not any(self.going):
                 return
 
-    def _step(self, x: Tensor, epoch: int, batch: int) -> Tensor:
+    def _step(self, rows: Batch, epoch: int, batch: int) -> Tensor:
         done = epoch + batch / self.batches
         self.rate = self._rate(done)
         self.stack.at(done)
         last = batch == self.batches - 1
-        gradients, values = self.stack.gradients(x, self.settings.epochs * (1 if last else self.batches - 1))
+        gradients, values = self.stack.gradients(rows, self.settings.epochs * (1 if last else self.batches - 1))
         self._check(values[:, :1], f"the loss of the model with {{}} is not finite at step {epoch * self.batches + batch + 1}")
         if self.settings.clip is not None:
             _clip([gradient for gradient in gradients if gradient is not None], self.settings.clip)
@@ -294,7 +294,7 @@ class _Work:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.seeds[0])
             self.stack.at(math.inf)
-            sums = self.stack.sums(self.models[0].given(batch) for batch in x.batches(self.chunk))
+            sums = self.stack.sums(batch.to(self.models[0].like) for batch in x.batched(self.chunk))
         return _named("valid", self.stack.names(False), sums / len(x))
 
 
@@ -368,9 +368,10 @@ def _check_data(model: Model, train: Examples, valid: Examples | None, settings:
         if examples is not None and not examples.resident:
             raise ConfigError(f"{name} are streamed, and many models at once need them in memory: {ALONE}, or load fewer")
         first = 0
-        for batch in () if examples is None else examples.batches(8192):
+        for batch in () if examples is None else examples.batched(8192):
             model.check(batch, name, first)
-            first += len(batch)
+            model.need_condition(batch.condition, batch.size)
+            first += batch.size
     if len(train) < 2:
         raise DataError(f"training needs at least 2 examples, the data have {len(train)}: give it more")
     if settings.batch_size is not None and settings.batch_size > len(train):

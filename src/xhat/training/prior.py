@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from xhat import priors
-from xhat.conditionals import Ladder
+from xhat.conditionals import Ladder, condition_of
 from xhat.data import Examples
 from xhat.data.permutation import Permutation
 from xhat.distributions import is_discrete
@@ -102,7 +102,7 @@ def fit_prior(
     others = None if valid is None else model.examples(valid, "valid").fixed(seed)
     for given, where in ((examples, "x"), (others, "valid")):
         if given is not None:
-            model.check(model.given(given[:1]), where)
+            model.check(model.batch(given.batch(slice(1))), where)
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         _check_kind(model, kind)
@@ -150,7 +150,13 @@ def _given(model: M, prior: nn.Module) -> M:
 def _check_kind(model: Model, kind: str) -> None:
     """Refuse a prior whose draws are numbers of any value for codes of single points."""
     with quiet(model):
-        q = model.posterior(model.like.new_zeros(1, *model.event_shape))
+        q = model.pose(model.blank(1)).q
+    prior = getattr(model, "prior", None)
+    if prior is not None and condition_of(prior):
+        raise ConfigError(
+            "the prior of this model depends on its condition, and fit_prior makes one of all codes together: train the prior "
+            "with the model"
+        )
     if kind == "vamp" and model.points:
         raise ConfigError(
             f"the codes of {type(model).__name__} are points, and a vamp prior is a mixture of the model's posteriors: use "
@@ -169,8 +175,8 @@ def _codes(model: Model, x: Examples, draws: int) -> Tensor:
     """Draws of z for each example, ``(draws · N, *latent_shape)``; of a point one."""
     found = []
     with quiet(model):
-        for batch in x.batches(PIECE):
-            q = model.posterior(model.given(batch))
+        for batch in x.batched(PIECE):
+            q = model.pose(model.batch(batch)).q
             found.append(q.sample((draws if model.has_bound or not model.points else 1,)).flatten(0, 1))
     return torch.cat(found)
 
@@ -217,7 +223,9 @@ def _ascended(
         x, valid = x.subset(shuffled[cut:].sort().values), x.subset(shuffled[:cut].sort().values)
     prior: nn.Module
     if kind == "vamp":
-        prior = priors.VampPrior(model.latent_shape, model.event_shape, options["components"], options["bounds"])
+        prior = priors.VampPrior(
+            model.latent_shape, model.event_shape, options["components"], options["bounds"], **_beside(model)
+        )
     else:
         prior = priors.Flow(model.latent_shape, options["form"], options["transforms"], options["hidden"])
     fitted = _given(model, prior).eval()
@@ -231,9 +239,9 @@ def _ascended(
     best, waited, kept = _mean(fitted, apart), 0, copy.deepcopy(prior.state_dict())
     for epoch in range(options["epochs"]):
         order, size = x.order(int(torch.randint(2**62, ()))), options["batch_size"]
-        for batch in x.feed(order, [(i, min(i + size, len(x))) for i in range(0, len(x), size)]):
+        for batch in x.fed(order, [(i, min(i + size, len(x))) for i in range(0, len(x), size)]):
             with torch.no_grad():
-                z = fitted.posterior(fitted.given(batch)).sample((draws,))
+                z = fitted.pose(fitted.batch(batch)).q.sample((draws,))
             loss = -fitted.prior().log_prob(z).mean()
             for parameter, slope in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
                 parameter.grad = slope  # of the prior alone: a VampPrior's posterior stays as it is
@@ -250,6 +258,11 @@ def _ascended(
     optimizer.zero_grad()
     prior.load_state_dict(kept)
     return fitted, codes
+
+
+def _beside(model: Model) -> dict[str, int]:
+    """The conditions of a VampPrior's pseudo-inputs, where the model's posterior takes one."""
+    return {"beside": model.condition_size} if model.condition_size else {}
 
 
 def _mean(model: Model, codes: Tensor) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from xhat.data import Batch
 from xhat.gradients import Gradient
 from xhat.models.base import Stage
 from xhat.networks.bayesian_models import is_bayesian, kl
@@ -39,14 +40,14 @@ class Program:
         parts = [type(part).__name__ for part in (self.module, objective, self.gradient) if part is not None]
         return f"{parts[0]} with {' and '.join(parts[1:])}"
 
-    def __call__(self, x: Tensor) -> Derived:
+    def __call__(self, x: Tensor | Batch) -> Derived:
         return self.derived(*self.value(x))
 
     def derived(self, total: Tensor, values: Tensor, names: tuple[str, ...]) -> Derived:
         """What :meth:`value` gave, with the derivatives."""
         return values, torch.autograd.grad(total, self.parameters, allow_unused=True), names
 
-    def value(self, x: Tensor) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    def value(self, x: Tensor | Batch) -> tuple[Tensor, Tensor, tuple[str, ...]]:
         """What is derived, with what the estimator adds; the loss and the measures, ``(M,)``; their names."""
         terms: Terms = self.module(x)
         loss = terms.loss.mean()

@@ -13,6 +13,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
+from xhat.data import Batch
 from xhat.errors import ConfigError
 from xhat.gradients.expectation import name_of
 from xhat.models.base import Model, quiet
@@ -23,7 +24,7 @@ from xhat.parts import specification
 ALONE = "train these models one by one with xhat.fit"
 WORTHWHILE = 64  # steps with batches of one size, from which on writing their program down costs less than it saves
 
-Program = Callable[[list[Tensor], dict[str, Tensor], dict[str, Tensor], Tensor], tuple[list[Tensor | None], Tensor]]
+Program = Callable[[list[Tensor], dict[str, Tensor], dict[str, Tensor], list[Tensor]], tuple[list[Tensor | None], Tensor]]
 
 
 class _Draws(TorchFunctionMode):
@@ -43,15 +44,20 @@ class _Draws(TorchFunctionMode):
 
 
 class _Member(nn.Module):
-    """One model as a map from a batch to numbers: the loss and every measure, averaged in training, else summed."""
+    """One model as a map from a batch to numbers: the loss and every measure, averaged in training, else summed.
 
-    def __init__(self, model: Model) -> None:
+    Args:
+        model: the member.
+        fields: what a batch holds, in the order in which it comes.
+    """
+
+    def __init__(self, model: Model, fields: tuple[str, ...]) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.fields = model, fields
         self.names: dict[bool, list[str]] = {}  # of what comes out, in training and in evaluation
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        terms: Terms = self.model(x)
+    def forward(self, *parts: Tensor) -> tuple[Tensor, Tensor]:
+        terms: Terms = self.model(Batch(**dict(zip(self.fields, parts, strict=True))))
         values = {"loss": terms.loss, **terms.measures}
         if not self.training:
             self.names[False] = list(values)
@@ -65,17 +71,18 @@ class Stack:
 
     Args:
         models: M models that differ in their weights and in β only.
-        x: a first batch for each member, ``(M, B, *event)``, to find out whether it can be done.
+        first: a first batch for each member, its parts ``(M, B, …)``, to find out whether it can be done.
 
     Raises:
         ConfigError: models of different structures, or with a part that cannot be trained in a stack; names it.
     """
 
-    def __init__(self, models: list[Model], x: Tensor) -> None:
+    def __init__(self, models: list[Model], first: Batch) -> None:
         _check_alike(models)
-        _check_alone(models[0], x[0])
+        _check_alone(models[0], first.rows(0))
         self.size = len(models)
-        members = [_Member(model).train() for model in models]
+        self.fields = tuple(name for name, part in first._asdict().items() if part is not None)
+        members = [_Member(model, self.fields).train() for model in models]
         self.template = copy.deepcopy(members[0])
         with torch.no_grad():
             self.parameters, self.buffers = stack_module_state([*members])
@@ -94,7 +101,7 @@ class Stack:
         self._programs: dict[int, Program] = {}
         self._can_be_written = self._at_moves_buffers_alone()
         self.at(0.0)
-        self._probe(x)
+        self._probe(self._parts(first))
 
     def _scheduled(self, models: list[Model]) -> list[tuple[Tensor, Tensor, Tensor]]:
         """What schedules move: the stacked buffer, the template's own, and by what each member's is multiplied."""
@@ -122,12 +129,17 @@ class Stack:
         for stacked, own, scale in self._schedules:
             stacked.copy_(own * scale.view(-1, *(1,) * own.ndim))
 
-    def _probe(self, x: Tensor) -> None:
+    def _parts(self, batch: Batch) -> list[Tensor]:
+        """What a batch holds, in its order."""
+        return [getattr(batch, name) for name in self.fields]
+
+    def _probe(self, parts: list[Tensor]) -> None:
         """Try a step, so that what vmap refuses is refused now and by name; no random number is used up."""
-        devices = [x.device] if x.device.type == "cuda" else []
+        device = parts[0].device
+        devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             try:
-                self._step([*self.trained.values()], self.frozen, self.buffers, x)
+                self._step([*self.trained.values()], self.frozen, self.buffers, parts)
             except (RuntimeError, NotImplementedError, ValueError) as error:
                 if isinstance(error, ConfigError):
                     raise
@@ -137,36 +149,37 @@ class Stack:
                     f"{str(error).splitlines()[0].split('. ')[0].rstrip('.')})"
                 ) from error
 
-    def _forward(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Any:
+    def _forward(self, parameters: dict[str, Tensor], buffers: dict[str, Tensor], parts: list[Tensor]) -> tuple[Tensor, Tensor]:
+        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], parts: list[Tensor]) -> Any:
             # Any tensor of the member's own serves: what is made like it is the member's own, too.
             with _Draws(next(iter(parameters.values()))):
-                return functional_call(self.template, (parameters, buffers), (x,))
+                return functional_call(self.template, (parameters, buffers), tuple(parts))
 
-        return vmap(one, in_dims=(0, 0, 0 if self.template.training else None), randomness="different")(parameters, buffers, x)
+        in_dims = (0, 0, 0 if self.template.training else None)
+        return vmap(one, in_dims=in_dims, randomness="different")(parameters, buffers, parts)
 
     def _step(
-        self, trained: list[Tensor], frozen: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor
+        self, trained: list[Tensor], frozen: dict[str, Tensor], buffers: dict[str, Tensor], parts: list[Tensor]
     ) -> tuple[list[Tensor | None], Tensor]:
         parameters = dict(zip(self.trained, trained, strict=True)) | frozen
-        losses, values = self._forward(parameters, buffers, x)
+        losses, values = self._forward(parameters, buffers, parts)
         # No loss knows of another member's weights, so the gradient of the sum holds each member's own.
         found = torch.autograd.grad(losses.sum(), trained, allow_unused=True)
         # Adam's fused kernel goes through memory as it comes, and takes no notice of strides.
         return [None if gradient is None else gradient.contiguous() for gradient in found], values
 
-    def gradients(self, x: Tensor, steps: int) -> tuple[list[Tensor | None], Tensor]:
+    def gradients(self, batch: Batch, steps: int) -> tuple[list[Tensor | None], Tensor]:
         """Each member's gradient on its own batch, in the order of ``trained``, and its numbers.
 
         Args:
-            x: ``(M, B, *event)``.
+            batch: its parts ``(M, B, …)``.
             steps: how many steps with batches of this size there will be.
 
         Returns:
             gradients, each ``(M, *shape)``, and the means over the batch, ``(M, names)``.
         """
-        arguments = ([*self.trained.values()], self.frozen, self.buffers, x)
-        size = x.shape[1]
+        arguments = ([*self.trained.values()], self.frozen, self.buffers, self._parts(batch))
+        size = batch.x.shape[1]
         if size not in self._programs:
             self._programs[size] = self._step if steps < WORTHWHILE else self._written(arguments)
         return self._programs[size](*arguments)
@@ -179,7 +192,7 @@ class Stack:
         with torch.random.fork_rng(devices=devices):
             try:
                 # A function, for make_fx counts the arguments, and a method has one more.
-                written: Program = make_fx(lambda trained, frozen, buffers, x: self._step(trained, frozen, buffers, x))(
+                written: Program = make_fx(lambda trained, frozen, buffers, parts: self._step(trained, frozen, buffers, parts))(
                     *arguments
                 )
             except (RuntimeError, TypeError, NotImplementedError):
@@ -200,10 +213,10 @@ class Stack:
         """What the numbers are called that :meth:`gradients` gives, or :meth:`sums`."""
         return self.template.names[training]
 
-    def sums(self, batches: Iterable[Tensor]) -> Tensor:
+    def sums(self, batches: Iterable[Batch]) -> Tensor:
         """Each member's sums over examples, ``(M, names)``, in evaluation mode and without gradients."""
         with quiet(self.template):
-            found = [self._forward(self.parameters, self.buffers, batch)[1] for batch in batches]
+            found = [self._forward(self.parameters, self.buffers, self._parts(batch))[1] for batch in batches]
         return torch.stack(found).sum(0)
 
     def state(self) -> dict[str, Tensor]:
@@ -245,7 +258,7 @@ def _check_alike(models: list[Model]) -> None:
             )
 
 
-def _check_alone(model: Model, x: Tensor) -> None:
+def _check_alone(model: Model, batch: Batch) -> None:
     """Refuse what has a state that a step changes, by name."""
     if len(model.stages()) > 1:
         raise ConfigError(f"{type(model).__name__} is trained in stages, which a stack cannot do: {ALONE}")
@@ -253,8 +266,9 @@ def _check_alone(model: Model, x: Tensor) -> None:
         raise ConfigError(f"{type(model).__name__} has random weights, whose divergence a stack cannot sum up: {ALONE}")
     probe = copy.deepcopy(model).train()
     before = {name: buffer.clone() for name, buffer in probe.named_buffers()}
-    with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
-        probe(x)
+    device = batch.x.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        probe(batch)
     learns = next(probe.gradient.parameters(), None) is not None or probe.gradient.auxiliary_loss() is not None
     if learns:
         raise ConfigError(f"the gradient {name_of(model.gradient)!r} learns as it goes, which a stack cannot do: {ALONE}")

@@ -38,8 +38,8 @@ def validate(model: Model, stage: Stage, x: Examples, seed: int, shards: int, ra
             return _together(model, stage, x, min(chunk, math.ceil(len(x) / shards)), seed, ranks)
         names: list[str] = []
         total: Tensor | None = None  # where the model is, and read once: each reading waits for a device
-        for batch in x.batches(chunk):
-            terms: Terms = stage.module(model.given(batch))
+        for batch in x.batched(chunk):
+            terms: Terms = stage.module(model.batch(batch).bare)
             names = ["loss", *terms.measures]
             means = torch.stack([values.double().sum() for values in (terms.loss, *terms.measures.values())]) / len(x)
             total = means if total is None else total + means
@@ -56,9 +56,9 @@ def _together(model: Model, stage: Stage, x: Examples, chunk: int, seed: int, ra
     chosen = own + [0] * (most - len(own))
     names: list[str] = []
     total = torch.zeros(1, dtype=torch.float64)
-    for place, (number, batch) in enumerate(zip(chosen, x.feed(InOrder(len(x)), [bounds[n] for n in chosen]), strict=True)):
+    for place, (number, batch) in enumerate(zip(chosen, x.fed(InOrder(len(x)), [bounds[n] for n in chosen]), strict=True)):
         torch.manual_seed(stream_seed(seed, number))
-        terms: Terms = stage.module(model.given(batch))
+        terms: Terms = stage.module(model.batch(batch).bare)
         names = ["loss", *terms.measures]
         sums = torch.stack([values.double().sum().cpu() for values in (terms.loss, *terms.measures.values())])
         total = total + (sums if place < len(own) else torch.zeros_like(sums))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from xhat.data.batch import Batch
 from xhat.data.conversion import AS_STORED, Conversion
 from xhat.data.counter import uniform
 from xhat.data.streams.base import Stream
@@ -18,7 +19,7 @@ from xhat.data.streams.order import WINDOW, WINDOW_ROWS, Windows
 from xhat.data.streams.rows import Rows
 from xhat.errors import DataError
 
-Check = Callable[[Tensor, str, int], None]
+Check = Callable[[Tensor | Batch, str, int], None]
 
 
 @final

@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 
 # One thread a process, before torch is imported: the digits are then those of any number of cores, and tests that run beside each
@@ -46,7 +47,8 @@ def compiler() -> None:
     from torch._inductor.exc import InductorError
 
     try:
-        with unvalidated():  # as importing the compiler turns the checks of laws off
+        with warnings.catch_warnings(), unvalidated():  # as importing the compiler turns the checks of laws off
+            warnings.simplefilter("ignore")  # and warns of itself
             torch.compile(lambda x: x + 1)(torch.zeros(3))
     except InductorError as error:
         pytest.skip(f"torch.compile does not work on this machine: {_reason(error)}")

@@ -224,7 +224,7 @@ def test_what_cannot_be_traced_is_refused_by_name_or_run_eagerly(gradient, law, 
     [
         (
             "Observed exception\n  Explanation: Dynamo found no handler.\n\n  Developer debug context: raised exception "
-            "TypeError([ConstantVariable(str: \"unsupported operand type(s) for &\")])\n\n more: https://pytorch.org",
+            'TypeError([ConstantVariable(str: "unsupported operand type(s) for &")])\n\n more: https://pytorch.org',
             'Observed exception: raised exception TypeError([ConstantVariable(str: "unsupported operand type(s) for &")])',
         ),
         ("backend='inductor' raised:\nCxxError: no compiler found.\n", "backend='inductor' raised CxxError: no compiler found"),

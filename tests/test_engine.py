@@ -63,6 +63,11 @@ def traced(program: Program, optimizer: Optimizer) -> Engine:
     return Compiled(program, optimizer, None, BATCH, backend="aot_eager")
 
 
+def captured(program: Program, optimizer: Optimizer) -> Engine:
+    """The same without the middle of the compiler, which takes longer than to trace: what it would be given is run."""
+    return Compiled(program, optimizer, None, BATCH, backend="eager")
+
+
 def replayed(program: Program, optimizer: Optimizer) -> Engine:
     """What a CUDA graph is recorded from, run without one: the same tensors, the same indexing."""
     return Graphs(program, optimizer, None, BATCH, tell=print, compile=False, record=lambda step: step)
@@ -125,11 +130,13 @@ STRIDES = {name for name in _POSTERIORS + _BOTH if name.startswith("vae: categor
 # To trace a model takes a second. So each part, and each of its options, is traced in one model, and not with everything that it
 # could stand beside: all of CHOSEN are trained by the next test, whose step is built for the same engines but not traced.
 COVERING = covering({*CHOSEN, *_BOTH} - STRIDES)
+# Those that came first have most of the features; the others differ from them in what is traced, not in what is made of it.
+FIRST = COVERING[:8]
 
 
 @pytest.mark.parametrize("name", COVERING)
 def test_a_traced_model_is_trained_as_eagerly(name):
-    same(trained(catalogue.MODELS[name], eager), trained(catalogue.MODELS[name], traced))
+    same(trained(catalogue.MODELS[name], eager), trained(catalogue.MODELS[name], traced if name in FIRST else captured))
 
 
 @pytest.mark.parametrize("name", CHOSEN)
@@ -190,6 +197,7 @@ FITTING = [
 TRACEABLE = [row for row in FITTING if row[0] not in UNTRACEABLE]
 # One trace of each program: by the last objective that fits, and not of those that differ from another one in numbers alone.
 LAST = {gradient: objective for gradient, _, objective in TRACEABLE}
+OWN_DERIVATIVES = {"muprop", "double-cv, stirred", "rebar, stirred", "relax, network"}  # taken within the step's own
 ALIKE = {"concrete, cold"} | {gradient.removesuffix(", stirred") for gradient in LAST if gradient.endswith(", stirred")}
 
 
@@ -198,7 +206,7 @@ ALIKE = {"concrete, cold"} | {gradient.removesuffix(", stirred") for gradient in
 )
 def test_a_traced_gradient_is_the_eager_one(gradient, law, objective):
     make = lambda: with_gradient(gradient, law, objective)  # noqa: E731
-    same(trained(make, eager), trained(make, traced))
+    same(trained(make, eager), trained(make, traced if gradient in OWN_DERIVATIVES else captured))
 
 
 @pytest.mark.parametrize(("gradient", "law", "objective"), TRACEABLE)

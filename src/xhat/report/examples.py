@@ -13,6 +13,7 @@ from xhat.report.style import AMBER, BLUE, GREY, INK, Figured, Key, Panel, drawi
 from xhat.report.subject import Subject
 
 _SAMPLES = 64
+_CLASSES, _OF_CLASS = 12, 12  # rows of samples, and how many in each
 _FEW = 12  # distinct values, up to which a column counts as discrete
 
 
@@ -29,7 +30,7 @@ def _image_rows(subject: Subject) -> Figured:
     if subject.model.corruption is not None:
         source = subject.corrupted(x)
         rows.append(("x̃", source, "corrupted examples"))
-    rows.append(("x̂", subject.model.reconstruct(source.to(subject.device)).cpu(), "reconstructions"))
+    rows.append(("x̂", subject.reconstruct(source, subject.shown), "reconstructions"))
     panels = [Panel(image(tiled(subject.rgb(part), count), about), name) for name, part, about in rows]
     if subject.model.corruption is not None:
         how = "First the clean x, then what the encoder sees, then what comes back: the third row should look like the first."
@@ -49,11 +50,13 @@ def _column_scatters(subject: Subject) -> Figured:
     if subject.model.corruption is not None:
         word = "the corrupted x"
         noisy = subject.corrupted(source)
-        back = subject.model.reconstruct(noisy.to(subject.device)).cpu()
-    x, x_hat = (subject.units(part).flatten(1).double().numpy() for part in (source, back))
+        back = subject.reconstruct(noisy)
+    x, x_hat = (subject.seen(part) for part in (source, back))
     panels = []
     for column in subject.columns:
-        a, b = x[:, column], x_hat[:, column]
+        a, b = (part[:, column][~np.isnan(x[:, column])] for part in (x, x_hat))
+        if not len(a):
+            continue
         spread = float(np.square(a - a.mean()).sum())
         share = f"R² = {1 - float(np.square(a - b).sum()) / spread:.3f}" if spread > 0 else ""
         name = subject.column_name(column)
@@ -105,6 +108,8 @@ def prior_samples(subject: Subject) -> Figured | None:
     """New examples: z from the prior, decoded."""
     if not subject.has_prior:
         return None
+    if subject.batch.condition is not None:
+        return _conditioned_samples(subject, subject.batch.condition)
     if subject.pictures:
         pictures = subject.rgb(subject.model.sample(_SAMPLES).cpu())
         panel = Panel(image(tiled(pictures, 8), f"{_SAMPLES} samples from the prior"))
@@ -115,13 +120,41 @@ def prior_samples(subject: Subject) -> Figured | None:
     return _column_histograms(subject, drawn)
 
 
+def _conditioned_samples(subject: Subject, condition: Tensor) -> Figured:
+    """New examples under the conditions of test examples: of pictures, a row for each class where the condition has classes."""
+    if not subject.pictures:
+        rows = condition[torch.arange(max(len(condition), 2000)) % len(condition)]
+        return _column_histograms(subject, subject.model.sample(len(rows), sample=True, condition=rows).cpu())
+    known = subject.model.conditions
+    classes = next((field for field in known.fields if field.levels), None) if known is not None else None
+    if known is None or classes is None or classes.levels is None:
+        rows = condition[torch.arange(_SAMPLES) % len(condition)]
+        pictures = subject.rgb(subject.model.sample(_SAMPLES, condition=rows).cpu())
+        panels = [Panel(image(tiled(pictures, 8), f"{_SAMPLES} samples under the conditions of test examples"))]
+    else:
+        panels = []
+        names = known.decode(condition)[classes.name]
+        for name in classes.levels[:_CLASSES]:
+            which = [i for i, held in enumerate(names) if held == name]
+            if which:
+                rows = condition[torch.tensor(which)[torch.arange(_OF_CLASS) % len(which)]]
+                pictures = subject.rgb(subject.model.sample(_OF_CLASS, condition=rows).cpu())
+                panels.append(Panel(image(tiled(pictures, _OF_CLASS), f"samples for {classes.name} {name}"), name))
+    how = "Codes drawn from the prior and decoded under a condition: what was asked for is what should be seen."
+    what = ", ".join(known.names) if known is not None else "the conditions of test examples"
+    caption = f"Draws of z, not selected, under {what}; shown is the mean of p(x|z, c)."
+    return Figured("samples", "Samples", "Samples under a condition", how, panels, caption, "strips")
+
+
 def _column_histograms(subject: Subject, drawn: Tensor) -> Figured:
-    x, new = (subject.units(part).flatten(1).double().numpy() for part in (subject.x, drawn))
+    x, new = subject.seen(subject.x), subject.units(drawn).flatten(1).double().numpy()
     panels = []
     for column in subject.columns:
-        name = subject.column_name(column)
+        name, held = subject.column_name(column), x[:, column][~np.isnan(x[:, column])]
+        if not len(held):
+            continue
         picture = _histogram(
-            x[:, column], new[:, column], panel_size(len(subject.columns), 0.68), f"samples-{column}", f"{name}: data and samples"
+            held, new[:, column], panel_size(len(subject.columns), 0.68), f"samples-{column}", f"{name}: data and samples"
         )
         panels.append(Panel(picture, name))
     how = "Where the outline of the samples follows the data, the model has learnt how that column is distributed."

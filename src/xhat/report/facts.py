@@ -127,9 +127,11 @@ def cards(result: Evaluation) -> list[Card]:
             return []
         return [Card(name, _number(*measure), _number(measure.stderr, measure.stderr), unit)]
 
-    found = of("log p(x)", result.log_likelihood, "nats per example") + of("ELBO", result.elbo, "nats per example")
+    name = "log p(x|c)" if result.conditioned else "log p(x)"
+    found = of(name, result.log_likelihood, "nats per example") + of("ELBO", result.elbo, "nats per example")
     if result.bits_per_dimension is not None:
-        found.append(Card("bits per dimension", _number(result.bits_per_dimension), "", "of log p(x)"))
+        found.append(Card("bits per dimension", _number(result.bits_per_dimension), "", f"of {name}"))
+    found += of("log p(x|c) − log p(x)", result.class_gain, "nats: what the class is worth")
     found += of("squared error of x̂", result.squared_error, "per example")
     found += of("after denoising", result.denoised_error, "squared error per example")
     found += of("before denoising", result.corrupted_error, "squared error per example")
@@ -167,6 +169,10 @@ _ABOUT: dict[str, tuple[str, str, str]] = {
     "amortisation_gap": ("amortisation gap", "nats", "what refining the posterior of each example by itself adds to the ELBO"),
     "refined_examples": ("examples that were refined", "", ""),
     "refined_steps": ("steps of refinement", "", ""),
+    "class_gain": ("log p(x|c) − log p(x)", "nats", "what the class is worth; p(x) is the average over classes"),
+    "class_gain_examples": ("examples of that", "", ""),
+    "observed_share": ("share of values that were observed", "", "all measures are of these"),
+    "unseen_examples": ("examples of which nothing was observed", "", ""),
     "likelihood_scale": ("smallest σ of the likelihood", "", "in the units that the model sees"),
 }
 
@@ -183,11 +189,13 @@ def measures(result: Evaluation) -> list[Row]:
         if field in _OF_DRAWS and (result.log_likelihood is None or result.method == "exact"):
             continue  # nothing was drawn
         name, unit, about = _ABOUT.get(field, (field.replace("_", " "), "", ""))
+        if result.conditioned:
+            name = name.replace("log p(x)", "log p(x|c)") if field != "class_gain" else name
         if field == "log_likelihood":
             about = found_by(result) + ("" if result.method == "exact" else "; a lower bound in expectation")
         if isinstance(value, Measure):
             rows.append(Row(name, _number(*value), _number(value.stderr, value.stderr), unit, about))
-        elif isinstance(value, int):
+        elif isinstance(value, int) and not isinstance(value, bool):
             rows.append(Row(name, f"{value:,}", "", unit, about))
         elif isinstance(value, float):
             rows.append(Row(name, _number(value), "", unit, about))

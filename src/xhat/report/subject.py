@@ -11,6 +11,7 @@ from torch import Tensor
 from xhat.data import Data
 from xhat.evaluation.evaluate import Evaluation
 from xhat.models.base import Model, quiet
+from xhat.objectives.posed import squared_error
 
 MOST = 3000  # test examples that are looked at
 _CHUNK = 500
@@ -26,29 +27,41 @@ class Subject:
         test = data.test.fixed(0)
         chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:MOST]
         part = test.subset(chosen.to(test.device))
-        self.x = part.tensor().cpu()
+        self.batch = part.batch(slice(None)).to(torch.zeros(()))
+        self.x = self.batch.x
         self.labels = None if part.labels is None else part.labels.cpu()
         self.has_prior, self.has_bound = hasattr(model, "prior"), model.has_bound
 
     @cached_property
     def codes(self) -> Tensor:
         """Codes of x, flat: ``(N, latent)``."""
-        starts = range(0, len(self.x), _CHUNK)
-        return torch.cat([self.model.encode(self.x[i : i + _CHUNK].to(self.device)).cpu() for i in starts]).flatten(1)
+        return torch.cat([self.model.encode(part).cpu() for part in self.batch.split(_CHUNK)]).flatten(1)
 
     @cached_property
     def reconstructed(self) -> Tensor:
         """x̂ of x, ``(N, *event)``."""
-        return torch.cat([self.decode(self.codes[i : i + _CHUNK]) for i in range(0, len(self.x), _CHUNK)])
+        parts = zip(self.codes.split(_CHUNK), self.batch.split(_CHUNK), strict=True)
+        return torch.cat([self.decode(codes, part.condition) for codes, part in parts])
 
     @cached_property
     def error(self) -> Tensor:
         """Squared error of each x̂, summed over the event: ``(N,)``."""
-        return (self.reconstructed - self.x).flatten(1).square().sum(1)
+        return squared_error(self.reconstructed, self.x, self.batch.observed)
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """What flat codes ``(N, latent)`` decode to, on the CPU."""
-        return self.model.decode(codes.reshape(-1, *self.model.latent_shape).to(self.device)).cpu()
+    def decode(self, codes: Tensor, condition: Tensor | None = None) -> Tensor:
+        """What flat codes ``(N, latent)`` decode to, on the CPU; under the typical example's condition unless one is given."""
+        if condition is None and self.batch.condition is not None:
+            condition = self.batch.condition[self._typical]
+        return self.model.decode(codes.reshape(-1, *self.model.latent_shape), condition=condition).cpu()
+
+    def reconstruct(self, x: Tensor, which: Tensor | slice = slice(None)) -> Tensor:
+        """x̂ of what the encoder is shown of the examples at some positions, under their conditions."""
+        return self.model.reconstruct(self.batch.rows(which)._replace(x=x)).cpu()
+
+    def seen(self, values: Tensor) -> np.ndarray:
+        """Values of x's shape in the units of the data, flat, with NaN where nothing was observed."""
+        found = self.units(values).flatten(1).double()
+        return (found if self.batch.observed is None else found.where(self.batch.observed.flatten(1), torch.nan)).numpy()
 
     def corrupted(self, x: Tensor) -> Tensor:
         """One draw of the corrupted x."""
@@ -60,7 +73,11 @@ class Subject:
     @cached_property
     def typical(self) -> Tensor:
         """The code of the example whose code lies nearest to the mean code."""
-        return self.codes[(self.codes - self.codes.mean(0)).square().sum(1).argmin()]
+        return self.codes[self._typical]
+
+    @cached_property
+    def _typical(self) -> int:
+        return int((self.codes - self.codes.mean(0)).square().sum(1).argmin())
 
     @property
     def pictures(self) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Normal
 
+from xhat.conditionals import condition_of
 from xhat.models.base import quiet
 from xhat.networks import Take
 from xhat.report.subject import Subject
@@ -38,7 +39,7 @@ class Walk(NamedTuple):
 
 def range_of(subject: Subject) -> Range:
     """Three standard deviations of a Normal prior, a bit's two values, or what the codes span."""
-    if subject.has_prior:
+    if subject.has_prior and not condition_of(subject.model.prior):  # type: ignore[arg-type]
         with quiet(subject.model):
             prior = subject.model.prior()
         base = getattr(prior, "base_dist", prior)

@@ -164,7 +164,7 @@ class Pool(ThreadPoolExecutor):
 
 @pytest.fixture
 def pools(monkeypatch):
-    monkeypatch.setattr("xhat.data.feed.ThreadPoolExecutor", Pool)
+    monkeypatch.setattr("xhat.data.streams.feed.ThreadPoolExecutor", Pool)
     monkeypatch.setattr(Pool, "pools", [])
     return Pool.pools
 

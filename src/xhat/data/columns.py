@@ -53,12 +53,10 @@ def standardised(columns: Sequence[Column], scaling: Scaling) -> tuple[Column, .
 
 def ranges(rows: Tensor) -> tuple[list[float], list[float], list[bool]]:
     """The least and the greatest value of each column or channel, and whether all are whole numbers."""
-    axes = [axis for axis in range(rows.dim()) if axis != 1]
-    lows, highs, wholes = [], [], []
-    for chunk in rows.split(_CHUNK):
-        lows.append(chunk.amin(axes))
-        highs.append(chunk.amax(axes))
-        exact = chunk == chunk.round() if chunk.is_floating_point() else torch.ones_like(chunk, dtype=torch.bool)
-        wholes.append(exact.reshape(*chunk.shape[:2], -1).all(2).all(0))
-    low, high, whole = (torch.stack(part) for part in (lows, highs, wholes))
-    return low.amin(0).double().tolist(), high.amax(0).double().tolist(), whole.all(0).tolist()
+    low, high = (bound.reshape(rows.shape[1], -1) for bound in torch.aminmax(rows, dim=0))
+    whole = torch.ones(rows.shape[1], dtype=torch.bool)
+    for chunk in rows.split(_CHUNK) if rows.is_floating_point() else ():
+        if not bool(whole.any()):
+            break
+        whole &= (chunk == chunk.round()).all(0).reshape(rows.shape[1], -1).all(1)
+    return low.amin(1).double().tolist(), high.amax(1).double().tolist(), whole.tolist()

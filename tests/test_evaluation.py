@@ -16,6 +16,7 @@ import xhat
 from catalogue import EVENT, F64, RECIPES, bits, examples, from_recipe, vae
 from xhat import VAE, conditionals, gradients, objectives, priors
 from xhat.data import Examples
+from xhat.data.batch import size_of
 from xhat.distributions import kl_divergence, kl_per_dimension
 from xhat.errors import ConfigError, DataError
 from xhat.evaluation.diagnostics import findings
@@ -386,7 +387,7 @@ def test_overfitting_is_seen():
 def test_at_most_two_thousand_training_examples_are_compared(monkeypatch):
     model, sizes = vae("normal", "bernoulli"), []
     original = model.check
-    monkeypatch.setattr(model, "check", lambda x, *rest: (sizes.append(len(x)), original(x, *rest))[1])
+    monkeypatch.setattr(model, "check", lambda x, *rest: (sizes.append(size_of(x)), original(x, *rest))[1])
     xhat.evaluate(model, torch.zeros(100, *EVENT), samples=1, train=torch.zeros(2345, *EVENT))
     assert sum(sizes) == 100 + 100 + 100 + 2000 + 2000  # twice each: the measures check, and so does the bound
 

@@ -26,7 +26,7 @@ from xhat.distributions import Chain, Levels, relaxed_log_prob
 from xhat.errors import ConfigError
 from xhat.gradients import GRADIENTS, LogMeanExp, LogWeight, Mean, Pathwise, expectation
 from xhat.networks import MLP
-from xhat.objectives import ELBO
+from xhat.objectives import ELBO, Posed
 
 R = 20_000  # independent estimates
 
@@ -554,6 +554,9 @@ class Row:
 
     def __init__(self, gradient, posterior, prior, likelihood):
         self.gradient, self.posterior, self.prior, self.likelihood = gradient, posterior, prior, likelihood
+
+    def pose(self, batch: Batch, seen: Tensor) -> Posed:
+        return Posed(self.posterior(seen), self.prior(), self.likelihood, batch, self.gradient, seen)
 
 
 def bit_row(gradient) -> Row:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import xhat
 from reading import one_sentence
 from xhat import conditionals, gradients, objectives, priors
+from xhat.data import Batch
 from xhat.errors import ConfigError, DataError, TrainingError
 from xhat.models.base import Model
 from xhat.networks import MLP, bayesian
@@ -176,7 +177,7 @@ def test_members_share_no_noise():
         conditionals.Delta(_Noisy(), 2), conditionals.Normal(MLP(2, [5]), SHAPE, scale=1.0), objectives.SquaredError()
     )
     x = data(8).expand(3, 8, *SHAPE)
-    stack = stacks.Stack([copy.deepcopy(model) for _ in range(3)], x)
+    stack = stacks.Stack([copy.deepcopy(model) for _ in range(3)], Batch(x))
     for steps in (1, 10**6):  # as it is, and written down
         stack._programs.clear()
         losses = [stack.gradients(x, steps)[1][:, 0] for _ in range(2)]
@@ -191,7 +192,7 @@ def test_members_share_no_noise():
 def test_the_reparameterised_noise_of_members_is_independent(steps):
     model = vae(0)
     x = data(64).expand(2, 64, *SHAPE)
-    stack = stacks.Stack([copy.deepcopy(model) for _ in range(2)], x)
+    stack = stacks.Stack([copy.deepcopy(model) for _ in range(2)], Batch(x))
     torch.manual_seed(0)
     losses = torch.stack([stack.gradients(x, steps)[1][:, 0] for _ in range(400)]).double()
     assert float(losses.std(0).min()) > 0

@@ -14,7 +14,7 @@ import xhat
 from catalogue import F64
 from xhat import VAE, conditionals, gradients, objectives, priors
 from xhat.conditionals import Headed
-from xhat.data import Examples
+from xhat.data import Batch, Examples
 from xhat.errors import ConfigError
 from xhat.evaluation.evaluate import evaluate
 from xhat.networks import MLP
@@ -305,7 +305,7 @@ def test_in_a_stack_each_prior_is_of_its_own_posterior():
     from xhat.training.stack import Stack
 
     models = [vamp(components=5).eval() for _ in range(3)]
-    stack = Stack(models, X[:12].round().reshape(3, 4, 6))
+    stack = Stack(models, Batch(X[:12].round().reshape(3, 4, 6)))
     template = stack.template.model
     z = torch.randn(4, 2)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -164,8 +164,9 @@ class Examples:
         starts = range(0, len(self), size)
         return (self._with_beside(x, slice(start, start + size)) for start, x in zip(starts, self.batches(size), strict=True))
 
-    def fed(self, order: Tensor | Order, bounds: Sequence[tuple[int, int]], pin: bool = False) -> Iterator[Batch]:
+    def fed(self, order: Tensor | Order, bounds: Iterable[tuple[int, int]], pin: bool = False) -> Iterator[Batch]:
         """What :meth:`feed` yields, with what is known beside it."""
+        bounds = list(bounds)  # gone through twice: for the rows, and for what is known beside them
         if self.streamed is None:
             return (self.batch(order[start:stop]) for start, stop in bounds)
         batches = self.feed(order, bounds, pin)

@@ -82,6 +82,8 @@ def prior_for(shape: tuple[int, ...], o: Options) -> nn.Module:
 
 def gradient_for(shape: tuple[int, ...], o: Options) -> Gradient:
     """The estimator with those of its options that were set."""
+    if isinstance(o["gradient"], Gradient):
+        return o["gradient"]
     row = chosen(GRADIENTS, "gradient", o)
     if o["baseline"] == "network":
         o = {**o, "baseline": MLP(shape, (100,), "tanh")}

@@ -180,11 +180,11 @@ def test_members_share_no_noise():
     stack = stacks.Stack([copy.deepcopy(model) for _ in range(3)], Batch(x))
     for steps in (1, 10**6):  # as it is, and written down
         stack._programs.clear()
-        losses = [stack.gradients(x, steps)[1][:, 0] for _ in range(2)]
+        losses = [stack.gradients(Batch(x), steps)[1][:, 0] for _ in range(2)]
         assert len({round(float(loss), 6) for pair in losses for loss in pair}) == 6
         is_written = "_step" not in getattr(stack._programs[8], "__name__", "")
         assert is_written == (steps > 1)
-    sums = stack.sums([x[0]])[:, 0]
+    sums = stack.sums([Batch(x[0])])[:, 0]
     assert len({round(float(value), 6) for value in sums}) == 3
 
 
@@ -194,7 +194,7 @@ def test_the_reparameterised_noise_of_members_is_independent(steps):
     x = data(64).expand(2, 64, *SHAPE)
     stack = stacks.Stack([copy.deepcopy(model) for _ in range(2)], Batch(x))
     torch.manual_seed(0)
-    losses = torch.stack([stack.gradients(x, steps)[1][:, 0] for _ in range(400)]).double()
+    losses = torch.stack([stack.gradients(Batch(x), steps)[1][:, 0] for _ in range(400)]).double()
     assert float(losses.std(0).min()) > 0
     correlation = float(torch.corrcoef(losses.T)[0, 1])
     assert abs(correlation) < 4 / 400**0.5

@@ -40,6 +40,8 @@ def _image_rows(subject: Subject) -> Figured:
         caption = f"{count} test examples x and their reconstructions x̂ from the mean of the code."
     if subject.labels is not None:
         caption += " The labels take turns."
+    if subject.batch.observed is not None:
+        caption += " Of x, values that were not observed are drawn as 0; x̂ is complete."
     return Figured("reconstruction", "Reconstructions", "Reconstructions", how, panels, caption, "strips")
 
 

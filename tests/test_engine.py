@@ -482,7 +482,7 @@ def test_a_recording_that_fails_leaves_the_random_numbers_alone_and_is_tried_onc
     for fails, asked, told in (
         (lambda number: number == 1, 3, 1),  # another program's doing: well in the second epoch, then the rest
         (lambda number: True, 2, 1),  # never again after the second epoch, and said once
-        (lambda number: number == 2, 2, 1),  # the rest alone
+        (lambda number: number == 2, 3, 1),  # the rest alone; the whole batch is recorded anew
     ):
         left, recording, said = drawing(fails, 4)
         same(expected, left, rtol=0.0, atol=0.0)

@@ -18,6 +18,7 @@ from xhat.distributions import (
     kl_divergence,
     kl_per_dimension,
 )
+from xhat.distributions.standard_normal import standard_normal
 from xhat.errors import ConfigError
 
 Law = td.Distribution
@@ -392,3 +393,24 @@ def test_per_dimension() -> None:
 def test_torch_is_left_as_it_was() -> None:
     with pytest.raises(NotImplementedError):
         td.kl_divergence(td.Weibull(t(1.0), t(1.0)), td.Weibull(t(1.0), t(2.0)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_against_the_standard_normal_every_digit_is_that_of_any_normal(dtype):
+    generator = torch.Generator().manual_seed(0)
+    loc = torch.randn(50, 7, dtype=dtype, generator=generator)
+    scale = (0.5 * torch.randn(50, 7, dtype=dtype, generator=generator)).exp()
+    scale[:, 0] = 1 + torch.linspace(-0.06, 0.06, 50, dtype=dtype)  # on both sides of where the formula changes
+    found = []
+    noise = torch.randn(50, 7, dtype=dtype, generator=generator)
+    for zeros_type in (dtype, torch.float64):
+        zeros = torch.zeros(7, dtype=zeros_type)
+        for prior in (standard_normal(zeros), td.Normal(zeros, torch.ones_like(zeros))):
+            given = [loc.clone().requires_grad_(), scale.clone().requires_grad_()]
+            value = kl_divergence(td.Independent(td.Normal(*given), 1), td.Independent(prior, 1))
+            drawn = (given[0] + noise * given[1]).square().sum()  # what is added up in another order has other digits
+            found.append([value.detach(), *torch.autograd.grad(value.sum() + drawn, given)])
+    for special, general in zip(found[::2], found[1::2], strict=True):
+        for a, b in zip(special, general, strict=True):
+            assert a.dtype == b.dtype
+            assert torch.equal(a, b)

@@ -58,7 +58,7 @@ def _measure(given: argparse.Namespace, out: Path, parser: argparse.ArgumentPars
     names = [name for name in PARTS if not given.only or any(name.startswith(beginning) for beginning in given.only)]
     if not names:
         parser.error(f"no part begins with {', '.join(given.only)}: see --list")
-    from benchmarks.gpu.lanes import share
+    from benchmarks.gpu.lanes import share, worker
     from benchmarks.gpu.page import write
 
     out.mkdir(parents=True, exist_ok=True)
@@ -75,13 +75,16 @@ def _measure(given: argparse.Namespace, out: Path, parser: argparse.ArgumentPars
         print(f"[{time.monotonic() - began:4.0f} s] {state} {name} ({found['took']:.1f} s): {found['message'][:400]}", flush=True)
         path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    options, log = ["--cpu"] if given.cpu else [], out / "gpu.log"
+    command, log = worker("--cpu") if given.cpu else worker(), out / "gpu.log"
     log.write_bytes(b"")
-    lanes = given.lanes or (1 if given.cpu else LANES)
     kinds = {kind: [(name, PARTS[name].limit) for name in names if PARTS[name].kind == kind] for kind in ("check", "speed")}
-    part = FOR_CHECKS if kinds["speed"] else 1.0
-    share(kinds["check"], min(lanes, max(1, len(kinds["check"]))), options, log, began + part * given.budget, done)
-    share(kinds["speed"], 1, options, log, began + given.budget, done)
+    part, until = FOR_CHECKS if kinds["speed"] else 1.0, began + given.budget
+    if given.cpu:  # times mean nothing, so one process does it all
+        share(kinds["check"] + kinds["speed"], 1, command, log, until, done)
+    else:
+        lanes = min(given.lanes or LANES, max(1, len(kinds["check"])))
+        share(kinds["check"], lanes, command, log, began + part * given.budget, done)
+        share(kinds["speed"], 1, command, log, until, done)
     write(out)
     wrong = [name for name in names if not results["parts"].get(name, {"passed": False})["passed"]]
     print(f"[{time.monotonic() - began:4.0f} s] {len(names) - len(wrong)} of {len(names)} parts well; wrote {out / 'gpu.md'}")
@@ -109,6 +112,8 @@ def machine(rehearsal: bool) -> dict[str, Any]:
         "rehearsal": rehearsal,
     }
     if torch.cuda.is_available() and not rehearsal:
+        from xhat.training.engine import derivatives_are_traced
+
         properties = torch.cuda.get_device_properties(0)
         asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         try:
@@ -123,6 +128,7 @@ def machine(rehearsal: bool) -> dict[str, Any]:
             "driver": driver,
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
+            "derivatives traced": derivatives_are_traced(),
         }
     return found
 

@@ -19,11 +19,16 @@ ROOT = Path(__file__).parents[2]
 START = 60.0  # seconds that a process may take to begin, beside a part's own limit
 
 
-class Lane:
-    """A worker process, started when it is needed, and again after it was lost."""
+def worker(*options: str) -> list[str]:
+    """The command of a process that reads names of parts, and writes for each what it found as one line of JSON."""
+    return [sys.executable, "-m", "benchmarks.gpu", "--worker", *options]
 
-    def __init__(self, options: list[str], log: Path) -> None:
-        self.options, self.log = options, log
+
+class Lane:
+    """A worker process, started when it is needed, and again after it was lost or spent."""
+
+    def __init__(self, command: list[str], log: Path) -> None:
+        self.command, self.log = command, log
         self.process: subprocess.Popen[bytes] | None = None
 
     def do(self, part: str, seconds: float) -> dict[str, Any]:
@@ -31,10 +36,10 @@ class Lane:
         began, fresh = time.monotonic(), self.process is None
         if self.process is None:
             path = os.pathsep.join(filter(None, [str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")]))
-            alone = {"OMP_NUM_THREADS": "1"} if "--cpu" in self.options else {}  # a rehearsal is in nobody's way
+            alone = {"OMP_NUM_THREADS": "1"} if "--cpu" in self.command else {}  # a rehearsal is in nobody's way
             with self.log.open("ab") as log:
                 self.process = subprocess.Popen(
-                    [sys.executable, "-m", "benchmarks.gpu", "--worker", *self.options],
+                    self.command,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
@@ -60,7 +65,7 @@ class Lane:
                 return self._lost(part, began, "the process died: see the log")
             text += read
         found: dict[str, Any] = json.loads(text)
-        if "CUDA error" in found["message"]:
+        if found.pop("spent"):
             self.close()
         return found
 
@@ -84,7 +89,7 @@ class Lane:
 def share(
     parts: list[tuple[str, float]],
     lanes: int,
-    options: list[str],
+    command: list[str],
     log: Path,
     until: float,
     done: Callable[[dict[str, Any]], None],
@@ -94,7 +99,7 @@ def share(
     Args:
         parts: names and limits.
         lanes: processes at a time.
-        options: of the workers.
+        command: that starts a worker, see :func:`worker`.
         log: what the workers say.
         until: when to stop.
         done: called with each result, one at a time.
@@ -102,7 +107,7 @@ def share(
     left, lock = list(parts), threading.Lock()
 
     def lane() -> None:
-        own = Lane(options, log)
+        own = Lane(command, log)
         try:
             while True:
                 with lock:

@@ -25,11 +25,15 @@ class Setup:
 
 
 class Part(NamedTuple):
-    """``run`` returns what it found, with a "message"; a check that fails raises."""
+    """``run`` returns what it found, with a "message"; a check that fails raises.
+
+    After a part that is to be ``alone`` its process does no other, for it does to the process what could harm those that follow.
+    """
 
     kind: str  # "check" or "speed"
     limit: float  # seconds
     run: Callable[[Setup], dict[str, Any]]
+    alone: bool = False
 
 
 def expect(holds: bool, message: str) -> None:

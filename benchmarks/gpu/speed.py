@@ -22,7 +22,6 @@ from benchmarks.speed.plain import Loss
 from benchmarks.speed.start import _FIRST_STEP
 from benchmarks.speed.tasks import LEARNING_RATE, Task
 from torch import Tensor
-from torch._inductor import config
 
 import xhat
 from xhat.data import Examples
@@ -210,6 +209,8 @@ def users(name: str, epochs: int, valid: bool, **settings: Any) -> Run:
     """``xhat.fit``, from the call to its return: recording, compiling, reading, validating."""
 
     def run(setup: Setup) -> Found:
+        from torch._inductor import config  # seconds to import, and all processes but this one do without
+
         task = sized(TASKS[name], setup)
         many = 2 if setup.few else epochs
         torch.manual_seed(0)

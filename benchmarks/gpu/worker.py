@@ -9,6 +9,7 @@ import time
 import traceback
 from typing import Any
 
+import torch
 from benchmarks.gpu.part import Setup
 from benchmarks.gpu.parts import PARTS
 
@@ -27,16 +28,31 @@ def work(setup: Setup) -> None:
         found = attempt(name, setup)
         results.write(json.dumps(found) + "\n")
         results.flush()
-        if "CUDA error" in found["message"]:
-            return  # the device is lost to this process, but not to the next
+        if found["spent"]:
+            return
 
 
 def attempt(name: str, setup: Setup) -> dict[str, Any]:
-    """What a part found, or why it failed."""
+    """What a part found, or why it failed; and whether the process is spent, so that the next part needs another one."""
     began = time.perf_counter()
     try:
         found = {"passed": True, **PARTS[name].run(setup)}
     except Exception as error:  # noqa: BLE001 - one part's failure must not stop the others
         traceback.print_exc()
         found = {"passed": False, "message": f"{type(error).__name__}: {' '.join(str(error).split())[:1500]}"}
-    return {"part": name, "took": time.perf_counter() - began, **found}
+    took = time.perf_counter() - began
+    harm = harmed(setup)
+    if harm and found["passed"]:
+        found |= {"passed": False, "message": f"it left a process that draws no random numbers ({harm}); {found['message']}"}
+    return {"part": name, "took": took, **found, "spent": bool(harm) or (name in PARTS and PARTS[name].alone)}
+
+
+def harmed(setup: Setup) -> str:
+    """Why this process can no longer use the device, or nothing if it can."""
+    try:
+        torch.rand(1, device=setup.device)
+        setup.wait()
+    except RuntimeError as error:
+        traceback.print_exc()
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    return ""

@@ -11,8 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal, Normal
+from torch.nn import functional as F
 
 from xhat.distributions.kl_table import rule
+from xhat.distributions.standard_normal import StandardNormal
 
 _NEAR = 0.05
 
@@ -24,7 +26,7 @@ def excess(ratio: Tensor, shift: Tensor) -> Tensor:
     :math:`ut - 2u^3(\frac13 + \frac{u^2}5 + \dots)`, since :math:`\ln r = 2\operatorname{artanh} u`.
     """
     near = shift.abs() < _NEAR
-    t = torch.where(near, shift, 0.0)
+    t = F.hardtanh(shift, -_NEAR, _NEAR)  # finite where it is not taken; one kernel, and one for its derivative
     u = t / (2 + t)
     v = u * u
     tail = 1 / 3 + v * (1 / 5 + v * (1 / 7 + v * (1 / 9 + v / 11)))
@@ -40,6 +42,15 @@ def scale_excess(ratio: Tensor, shift: Tensor) -> Tensor:
 def normal_normal(p: Normal, q: Normal) -> Tensor:
     spread = scale_excess(p.scale / q.scale, (p.scale - q.scale) / q.scale)
     return 0.5 * (spread + ((p.loc - q.loc) / q.scale).square())
+
+
+@rule(Normal, StandardNormal)
+def normal_standard(p: Normal, q: StandardNormal) -> Tensor:
+    """The same digits without subtracting 0 and dividing by 1, which are kernels of their own, forward and backward."""
+    if p.scale.dtype != q.scale.dtype:
+        return normal_normal(p, q)
+    ratio = p.scale.view_as(p.scale)  # a node of its own, so that derivatives are added up in the same order
+    return 0.5 * (scale_excess(ratio, p.scale - 1) + p.loc.square())
 
 
 def solve(tril: Tensor, right: Tensor) -> Tensor:

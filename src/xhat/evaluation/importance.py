@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from xhat.data import Batch
 from xhat.distributions.observed import observed_log_prob
+from xhat.distributions.standard_normal import StandardNormal
 from xhat.distributions.support import split
 from xhat.models.base import Model
 
@@ -44,7 +45,7 @@ def _draws(q: Distribution, p: Distribution) -> Callable[[int], tuple[Tensor, Te
     whose coefficients are had once for all draws.
     """
     (base, axes), (prior, prior_axes) = split(q), split(p)
-    if not (type(base) is Normal and type(prior) is Normal and axes == prior_axes > 0):
+    if not (type(base) is Normal and (type(prior) is Normal or type(prior) is StandardNormal) and axes == prior_axes > 0):
 
         def general(count: int) -> tuple[Tensor, Tensor]:
             z = q.sample((count,))

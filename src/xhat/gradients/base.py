@@ -289,7 +289,7 @@ class Gradient(Part, nn.Module, abc.ABC):
 
     def lacks(self, q: Distribution) -> str | None:
         """What the law does not offer that the estimator needs, in words; None when it fits."""
-        missing = sorted(name for name in self.requires & FEATURES.keys() if not offers(q, name))
+        missing = sorted(name for name in self.requires if name in FEATURES and not offers(q, name))
         return " and ".join(FEATURES[name] for name in missing) if missing else None
 
 

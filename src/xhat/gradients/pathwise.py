@@ -81,6 +81,8 @@ class Pathwise(Path):
 
     def draw(self, q: Distribution, samples: int) -> Tensor:
         if self.noise == "independent":
+            if samples == 1 and isinstance(split(q)[0], Normal):
+                return q.rsample().unsqueeze(0)  # the same draw, without an axis that its derivative is summed over
             return q.rsample((samples,))
         if self.noise == "antithetic":
             z = q.rsample((samples // 2,))

@@ -93,7 +93,7 @@ class Mean(Reduction):
     form = None
 
     def __call__(self, values: Tensor) -> Tensor:
-        return values.mean(0)
+        return values.squeeze(0) if len(values) == 1 else values.mean(0)
 
     def signal(self, values: Tensor, baseline: Tensor | float) -> Tensor:
         return (values - baseline) / values.shape[0]

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.distributions import Bernoulli as TorchBernoulli
 from torch.distributions import Distribution
-from torch.distributions import Normal as TorchNormal
 from torch.distributions import OneHotCategorical as TorchOneHotCategorical
 from torch.distributions import Poisson as TorchPoisson
 
 from xhat import distributions
+from xhat.distributions.standard_normal import standard_normal
 from xhat.errors import ConfigError
 from xhat.priors.base import Prior
 
@@ -26,7 +26,7 @@ class StandardNormal(Prior):
     """
 
     def element(self) -> Distribution:
-        return TorchNormal(self.zeros, torch.ones_like(self.zeros), validate_args=False)
+        return standard_normal(self.zeros, validate_args=False)
 
 
 class Bernoulli(Prior):

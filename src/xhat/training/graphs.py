@@ -139,10 +139,12 @@ class Graphs(Engine):
         if self._tried:
             return False
         states = random_states(self.like.device)
+        # A recording that fails takes the others with it (see Recorder); they are made anew when they are needed next
+        others, self.replays = self.replays, {}
         try:
             # No recorded step can look at values, and torch makes some laws whose arguments are checked whatever ours say
             with unvalidated():
-                self.replays[key] = self.record(lambda: self._advance(examples, count, size))
+                self.replays = {**others, key: self.record(lambda: self._advance(examples, count, size))}
         except XhatError:
             raise
         except Exception as error:  # whatever a recording forbids: waiting for the device, memory from elsewhere

@@ -138,7 +138,7 @@ def test_a_resumed_run_ends_bit_for_bit_the_same(stop, tmp_path):
 
 def test_a_condition_that_the_model_has_not_is_refused_before_training():
     x = examples()
-    with pytest.raises(DataError, match=r"is conditioned on 3 numbers \(label\), but no condition was given"):
+    with pytest.raises(DataError, match=r"is conditioned on 3 numbers, label \(one of 0, 1, 2\), but no condition was given"):
         xhat.fit(vae(), x.tensor(), **SETTINGS)
     with pytest.raises(DataError, match="made without a condition, but one was given"):
         xhat.fit(xhat.build("vae", shape=8, likelihood="bernoulli"), x, **SETTINGS)

@@ -17,10 +17,11 @@ from xhat.data.corruption import (
     SaltAndPepper,
     corruption_from,
 )
+from xhat.data.dataset import Data
 from xhat.data.examples import Examples, as_examples
 from xhat.data.given import given, in_own_units, preparation_of
 from xhat.data.kinds import Kind, kind_of
-from xhat.data.load import Data, load_data
+from xhat.data.load import load_data
 from xhat.data.preparation import Preparation
 from xhat.data.scaling import Scaling
 from xhat.data.sources import read_array

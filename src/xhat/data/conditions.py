@@ -36,6 +36,13 @@ class Field(NamedTuple):
         """How many numbers it becomes: one for a real number, else one for each class."""
         return 1 if self.levels is None else len(self.levels)
 
+    @property
+    def told(self) -> str:
+        """What a value of it must be, for messages."""
+        if self.levels is None:
+            return "a number"
+        return "one of " + ", ".join(self.levels[:12]) + (", …" if len(self.levels) > 12 else "")
+
 
 @dataclass(frozen=True)
 class Conditions:
@@ -79,6 +86,9 @@ class Conditions:
     def names(self) -> tuple[str, ...]:
         """The fields' names, in order."""
         return tuple(field.name for field in self.fields)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{field.name} ({field.told})" for field in self.fields)
 
     @property
     def size(self) -> int:
@@ -192,8 +202,7 @@ def _encoded(field: Field, values: list[Any]) -> Tensor:
     for value in values:
         name = _class_name(value)
         if name not in places:
-            known = ", ".join(field.levels[:12]) + (", …" if len(field.levels) > 12 else "")
-            raise DataError(f"the condition {field.name!r} has no class {name!r}: it must be one of {known}")
+            raise DataError(f"the condition {field.name!r} has no class {name!r}: it must be {field.told}")
         indices.append(places[name])
     return torch.nn.functional.one_hot(torch.tensor(indices), len(field.levels)).float()
 

@@ -303,6 +303,21 @@ class Examples:
             check(torch.full((1, *self.shape), value), where, 0)
         return self
 
+    def with_beside(self, observed: Tensor | None, condition: Tensor | None) -> Examples:
+        """The same examples with a mask ``(N, *event)`` and a condition ``(N, C)``, where these are given."""
+        if observed is None and condition is None:
+            return self
+        return Examples(
+            self.storage if self.streamed is None else self.streamed,
+            self.labels,
+            scale=self.scale and self.streamed is None,
+            binarize=self.binarize,
+            preparation=self.preparation,
+            observed=self.observed if observed is None else observed,
+            condition=self.condition if condition is None else condition,
+            exposure=self.exposure,
+        )
+
     def to(self, device: torch.device | str) -> Examples:
         """The same examples, stored on another device: batches then come from there. A stream stays where it is."""
         if self.streamed is not None:

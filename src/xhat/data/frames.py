@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from xhat.data.raw import Raw
+from xhat.data.set_aside import set_aside, text_cells
 from xhat.errors import DataError
 
 
@@ -25,13 +26,17 @@ def is_frame(x: Any) -> bool:
     return not isinstance(x, Tensor) and (hasattr(x, "columns") or hasattr(x, "column_names")) and hasattr(x, "__getitem__")
 
 
-def read_frame(frame: Any, labels: Any = None, where: str = "the data frame") -> Raw:
+def read_frame(
+    frame: Any, labels: Any = None, where: str = "the data frame", condition: Sequence[str] = (), strict: bool = True
+) -> Raw:
     """The columns of a frame as a table of numbers.
 
     Args:
         frame: what :func:`is_frame` knows.
         labels: the column of labels by its name, or the labels themselves.
         where: what messages call the frame.
+        condition: columns that are set aside, by name; they may hold text.
+        strict: refuse a condition that is not there.
 
     Raises:
         DataError: no columns, several of one name, of several lengths, or one that holds no numbers; names the column.
@@ -50,15 +55,15 @@ def read_frame(frame: Any, labels: Any = None, where: str = "the data frame") ->
     named = labels if isinstance(labels, str) else None
     if named is not None and named not in names:
         raise DataError(f"{where} has no column {named!r} for the labels, it has {', '.join(names)}: give one of these")
-    values = [_numbers(frame[own], name, where) for own, name in zip(held, names, strict=True) if name != named]
-    if not values:
-        raise DataError(f"{where} has one column only, and labels={named!r} takes it away: leave labels out")
+    aside = set_aside(where, names, len(names), named, condition, strict and labels is None)
+    pairs = [pair for position, pair in enumerate(zip(held, names, strict=True)) if position not in aside.positions]
+    values = [_numbers(frame[own], name, where) for own, name in pairs]
     if len({len(column) for column in values}) > 1:
         raise DataError(f"{where} has columns of several lengths, must have one value of each column in each row: correct it")
-    if named is not None:
-        labels = _texts(frame[held[names.index(named)]])
+    if aside.label is not None and (labels is None or named is not None):
+        labels = _texts(frame[held[aside.label]])
     plain = names == [str(number) for number in range(len(names))]  # the positions, which are no names
-    columns = None if plain else tuple(name for name in names if name != named)
+    columns = None if plain else aside.rest(names)
     table = np.stack(values, axis=1)
     return Raw(
         table,
@@ -66,6 +71,7 @@ def read_frame(frame: Any, labels: Any = None, where: str = "the data frame") ->
         columns=columns,
         rows=np.arange(len(table)),
         places=None if columns is None else tuple(f"column {name!r}" for name in columns),
+        beside={name: _beside(frame[held[position]], name, where) for name, position in aside.beside.items()},
     )
 
 
@@ -81,8 +87,9 @@ def _numbers(column: Any, name: str, where: str) -> np.ndarray:
     array = np.asarray(column)
     if array.dtype.kind not in "biuf":
         try:
-            # whole numbers with gaps are objects to NumPy; pandas makes them floats, and the gaps NaN
-            array = column.to_numpy(dtype=np.float64, na_value=np.nan)
+            # numbers with gaps are objects to NumPy; pandas makes them floats, and the gaps NaN
+            plain = isinstance(column, list | tuple | np.ndarray)
+            array = _with_gaps(array) if plain else column.to_numpy(dtype=np.float64, na_value=np.nan)
         except (AttributeError, TypeError, ValueError) as error:
             shown = str(array.reshape(-1)[0])[:40] if array.size else ""
             raise DataError(
@@ -92,6 +99,21 @@ def _numbers(column: Any, name: str, where: str) -> np.ndarray:
     if array.ndim != 1:
         raise DataError(f"{where}, column {name!r} has shape {array.shape}, must hold one number for each row: take it apart")
     return array.astype(np.float64)
+
+
+def _with_gaps(cells: np.ndarray) -> np.ndarray:
+    if any(isinstance(cell, str) for cell in cells.tolist()):
+        raise ValueError("text is no number")
+    return np.array([np.nan if cell is None else cell for cell in cells.tolist()], dtype=np.float64)
+
+
+def _beside(column: Any, name: str, where: str) -> np.ndarray:
+    """A column that the examples are conditioned on: text where it holds text or categories, else numbers."""
+    array = np.asarray(column)
+    category = str(getattr(column, "dtype", "")).lower().startswith("categor")
+    if array.ndim == 1 and (category or array.dtype.kind in "UT" or any(isinstance(cell, str) for cell in array.tolist())):
+        return text_cells(array.tolist())
+    return _numbers(column, name, where)
 
 
 def _texts(column: Any) -> np.ndarray:

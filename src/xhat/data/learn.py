@@ -36,6 +36,8 @@ def learn(
     standardize: bool | None,
     drop_constant: bool,
     whose: str = "the",
+    observed: Tensor | None = None,
+    condition: Tensor | None = None,
 ) -> Learnt:
     """Learn how to prepare from training rows, or from a sample of them.
 
@@ -46,6 +48,8 @@ def learn(
         standardize: as for :func:`~xhat.data.load.load_data`.
         drop_constant: likewise.
         whose: what the notes call the training examples: ``the`` or ``these``.
+        observed: which of the values are there, of the shape of ``rows``, whose others are some that are; None: all.
+        condition: what the training examples are conditioned on.
 
     Raises:
         DataError: columns without variation, values that cannot be binarised.
@@ -70,12 +74,15 @@ def learn(
     if real_table:
         refuse_constant(train.storage, names)
     if standardize or (standardize is None and real_table):
-        scaling = scaling_of(train.tensor() if start.bytes else train.storage, names)
+        seen = observed if observed is None or conversion.columns is None else observed[:, list(conversion.columns)]
+        scaling = scaling_of(train.tensor() if start.bytes else train.storage, names, seen)
         start = dataclasses.replace(start, columns=standardised(start.columns, scaling))
         conversion = dataclasses.replace(conversion, scaling=start.scaling)
         train = in_memory(start, conversion, rows, None, "train")
         kind = kind_of(train)
         notes.append(f"standardised with the mean and standard deviation of {whose} training examples")
+    if observed is not None or condition is not None:
+        train = in_memory(start, conversion, rows, None, "train", observed=observed, condition=condition)
     return Learnt(start, conversion, kind, tuple(notes), train)
 
 

@@ -3,98 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-from xhat.data.examples import Examples
-from xhat.data.kinds import Kind
+import numpy as np
+from torch import Tensor
+
+from xhat.data.condition_values import condition_names, known_of, label_levels, learn_conditions, refuse_missing, rows_of
+from xhat.data.conditions import Conditions
+from xhat.data.dataset import Data
 from xhat.data.learn import learn
 from xhat.data.made import in_memory, on_disk
 from xhat.data.memory import available_memory
+from xhat.data.missing import without_gaps
 from xhat.data.plausible import are_bytes
 from xhat.data.preparation import Preparation
 from xhat.data.raw import Raw, layout_of
-from xhat.data.scaling import Scaling
 from xhat.data.source_options import SourceOptions
 from xhat.data.sources import read
-from xhat.data.split_arrays import SPLITS, completed, finite, storages
+from xhat.data.split_arrays import SPLITS, Part, completed, finite, storages
 from xhat.data.splits import check_share, label_codes
 from xhat.data.streams.opened import Opened, opened_for
 from xhat.data.streams.split import sampled, spread
+from xhat.data.streams.streamed import Streamed
 from xhat.errors import ConfigError
 
 BINARIZE = (None, "static", "dynamic", "threshold")
 NONFINITE = ("refuse", "drop")
+MISSING = ("refuse", "mask")
 MEMORY = ("auto", "load", "stream")
-
-
-@dataclass(frozen=True)
-class Data:
-    """A data set, split, with what was learnt about it.
-
-    ``kind`` says what the values look like, ``preparation`` what was done to them and how the same is done to others, and
-    ``notes`` what a user should hear of it. ``scaling`` is None unless the values were standardised, ``label_names`` and
-    ``columns`` are None unless the source has them, ``kept`` the positions of a table's columns where constant ones were left
-    out, and ``bytes`` whether the values were divided by 255.
-    """
-
-    name: str
-    train: Examples
-    valid: Examples
-    test: Examples
-    kind: Kind
-    preparation: Preparation
-    notes: tuple[str, ...] = ()
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The event shape, without N."""
-        return self.train.shape
-
-    @property
-    def scaling(self) -> Scaling | None:
-        return self.preparation.scaling
-
-    @property
-    def label_names(self) -> tuple[str, ...] | None:
-        return self.preparation.label_names
-
-    @property
-    def columns(self) -> tuple[str, ...] | None:
-        return self.preparation.names
-
-    @property
-    def kept(self) -> tuple[int, ...] | None:
-        return self.preparation.kept
-
-    @property
-    def bytes(self) -> bool:
-        return bool(self.preparation.bytes)
-
-    @property
-    def streamed(self) -> bool:
-        """Whether the examples stay on disk and are read when they are fetched."""
-        return not self.train.resident
-
-    def describe(self) -> str:
-        """Two or three lines for the command line: how many, of what shape and kind, and what suits them.
-
-        >>> print(load_data(torch.tensor([[0.0, 1.0], [1.0, 0.0]]).repeat(5, 1)).describe())
-        the array: 10 examples of shape (2,), 8 to train, 1 to validate, 1 to test
-        kind binary, suggested likelihood 'bernoulli': the values are 0 and 1
-        """
-        sizes = [len(getattr(self, name)) for name in SPLITS]
-        lines = [
-            f"{self.name}: {sum(sizes)} examples of shape {self.shape}, {sizes[0]} to train, {sizes[1]} to validate, "
-            f"{sizes[2]} to test" + self._classes(),
-            f"kind {self.kind.name}, suggested likelihood '{self.kind.likelihood}': {self.kind.why}",
-        ]
-        return "\n".join(lines + ["; ".join(self.notes)] * bool(self.notes))
-
-    def _classes(self) -> str:
-        if self.train.labels is None:
-            return ""
-        return f"; {len(self.label_names or set(self.train.labels.tolist()))} classes"
 
 
 def load_data(
@@ -111,6 +48,8 @@ def load_data(
     array: str | None = None,
     labels: Any = None,
     memory: str = "auto",
+    condition: str | Sequence[str] | None = None,
+    missing: str = "refuse",
 ) -> Data:
     """Read a source, check it, split it.
 
@@ -134,6 +73,11 @@ def load_data(
         labels: the column or array of labels by name (or position, from 0); for an array in memory the labels.
         memory: ``"load"`` the source into memory, ``"stream"`` it from disk (.npy and .parquet files, folders of such files,
             folders of images), or ``"auto"``: the former if it fits.
+        condition: what everything is conditioned on: names of columns, which then are no part of x, or ``"label"`` for the
+            labels. Text and labels become classes, numbers are standardised; ``data.conditions.described`` is what
+            ``xhat.build(condition=…)`` takes.
+        missing: ``"refuse"`` NaN (an empty cell of a table), or ``"mask"`` it: such values count as not observed, and nothing is
+            learnt of them. For data in memory.
 
     Raises:
         DataError: the source cannot be read, or its values cannot be used as asked; says where, and the remedy.
@@ -144,6 +88,10 @@ def load_data(
     (7, 2, 1)
     >>> bool(data.train.tensor().mean(0).abs().max() < 1e-6)
     True
+    >>> table = {"age": [40, 50, None, 70, 60], "height": [1.5, 1.6, 1.7, 1.8, 1.9], "sex": ["F", "M", "F", "M", "F"]}
+    >>> data = load_data(table, valid=1, test=1, condition="sex", missing="mask")
+    >>> data.columns, data.conditions.described
+    (('age', 'height'), {'sex': ['F', 'M']})
     """
     for share, value in (("valid", valid), ("test", test)):
         check_share(share, value)
@@ -152,9 +100,16 @@ def load_data(
     if binarize and standardize:
         raise ConfigError("binarize makes 0 and 1 of the values and standardize real numbers: choose one of them")
     _check_word("memory", memory, MEMORY)
-    options = SourceOptions(resize, array, labels)
+    _check_word("missing", missing, MISSING)
+    names = condition_names(condition)
+    options = SourceOptions(resize, array, labels, names)
     asked = Preparation(
-        binarize=binarize, seed=seed, resize=resize, array=array, labels=labels if isinstance(labels, str | int) else None
+        binarize=binarize,
+        seed=seed,
+        resize=resize,
+        array=array,
+        labels=labels if isinstance(labels, str | int) else None,
+        missing=missing,
     )
     ways = {"standardize": standardize, "drop_constant": drop_constant}
     opened = opened_for(source, options, memory)
@@ -164,35 +119,63 @@ def load_data(
                 "nonfinite='drop' would have to look at every value before training, and streamed data are read as they are "
                 "needed: remove such rows from the source, or load it (memory='load', --memory load)"
             )
-        return _streamed(opened, asked, valid, test, ways)
-    return _loaded(*read(source, options), asked, valid, test, nonfinite, ways)
+        if missing == "mask":
+            raise ConfigError(
+                "missing='mask' is for data in memory, and these are streamed: load them (memory='load', --memory load), or fill "
+                "what is missing"
+            )
+        return _streamed(opened, asked, names, valid, test, ways)
+    return _loaded(*read(source, options), asked, names, valid, test, nonfinite, ways)
 
 
 def _loaded(
-    name: str, raw: Raw, asked: Preparation, valid: float | int, test: float | int, nonfinite: str, ways: dict[str, Any]
+    name: str,
+    raw: Raw,
+    asked: Preparation,
+    fields: tuple[str, ...],
+    valid: float | int,
+    test: float | int,
+    nonfinite: str,
+    ways: dict[str, Any],
 ) -> Data:
     """The data of arrays."""
-    parts = storages(name, raw)
+    arrays = storages(name, raw)
     notes: list[str] = []
-    codes, label_names = label_codes(raw.labels, [0 if part is None else len(part) for part in parts])
-    parts, codes = finite(name, raw, parts, codes, nonfinite, notes)
-    whole, codes = completed(name, parts, codes, valid, test, asked.seed)
+    codes, label_names = label_codes(raw.labels, [0 if rows is None else len(rows) for rows in arrays])
+    parts = [
+        None if rows is None else Part(rows, code, known_of(fields, beside, asked.labels, code, label_names))
+        for rows, code, beside in zip(arrays, codes, (raw.beside, None, None), strict=True)
+    ]
+    whole = completed(name, finite(name, raw, parts, nonfinite, asked.missing, notes), valid, test, asked.seed)
+    conditions = None
+    if fields:
+        conditions = learn_conditions(name, fields, whole[0].known, label_levels(fields, raw.beside, codes, label_names))
+    conditioned = [
+        rows_of(conditions, part.known, len(part.rows), f"the {which} examples of {name}")
+        for which, part in zip(SPLITS, whole, strict=True)
+    ]
+    rows, observed = without_gaps([part.rows for part in whole], raw.columns, ways["drop_constant"], notes)
     start = dataclasses.replace(
         asked,
-        bytes=are_bytes(whole),
+        bytes=are_bytes(rows),
         layout=raw.layout or layout_of(raw.train),
         dtype=raw.dtype or raw.train.dtype.newbyteorder("=").name,
         label_names=label_names,
+        conditions=conditions,
     )
-    learnt = learn(whole[0], raw.columns, start, **ways)
+    learnt = learn(rows[0], raw.columns, start, **ways, observed=observed[0], condition=conditioned[0])
     told = learnt.preparation
-    learnt.train.labels = codes[0]
-    rest = zip(SPLITS[1:], whole[1:], codes[1:], strict=True)
-    held, tested = (in_memory(told, learnt.conversion, rows, code, which) for which, rows, code in rest)
+    learnt.train.labels = whole[0].labels
+    held, tested = (
+        in_memory(told, learnt.conversion, rows[i], whole[i].labels, SPLITS[i], observed=observed[i], condition=conditioned[i])
+        for i in (1, 2)
+    )
     return Data(name, learnt.train, held, tested, learnt.kind, told, (*notes, *learnt.notes))
 
 
-def _streamed(opened: Opened, asked: Preparation, valid: float | int, test: float | int, ways: dict[str, Any]) -> Data:
+def _streamed(
+    opened: Opened, asked: Preparation, fields: tuple[str, ...], valid: float | int, test: float | int, ways: dict[str, Any]
+) -> Data:
     """The data of streams: as of arrays, but for what is learnt of the values, which may be of a sample."""
     parts, codes, label_names = spread(opened, valid, test, asked.seed)
     sample, complete = sampled(parts[0], asked.seed)
@@ -200,18 +183,45 @@ def _streamed(opened: Opened, asked: Preparation, valid: float | int, test: floa
     notes += opened.notes
     if not complete:
         notes.append(f"kind and range are those of {len(sample)} of the training examples")
+    conditions, conditioned = _streamed_conditions(opened, asked, fields, parts, codes, label_names)
     start = dataclasses.replace(
         asked,
         bytes=are_bytes([sample]),
         layout=opened.train.layout,
         dtype=opened.train.source_dtype,
         label_names=label_names,
+        conditions=conditions,
     )
     learnt = learn(sample, opened.columns, start, whose="the" if complete else "these", **ways)
     told = learnt.preparation
-    each = zip(SPLITS, parts, codes, strict=True)
-    train, held, tested = (on_disk(told, learnt.conversion, part, code, which) for which, part, code in each)
+    train, held, tested = (
+        on_disk(told, learnt.conversion, parts[i], codes[i], SPLITS[i], condition=conditioned[i]) for i in range(3)
+    )
     return Data(opened.name, train, held, tested, learnt.kind, told, (*notes, *learnt.notes))
+
+
+def _streamed_conditions(
+    opened: Opened,
+    asked: Preparation,
+    fields: tuple[str, ...],
+    parts: list[Streamed],
+    codes: list[Tensor | None],
+    label_names: tuple[str, ...] | None,
+) -> tuple[Conditions | None, list[Tensor | None]]:
+    """What streamed examples are conditioned on; it is in memory."""
+    if not fields:
+        return None, [None] * len(parts)
+    known = []
+    for part, code in zip(parts, codes, strict=True):
+        rows = part.rows.at(np.arange(len(part)))
+        beside = {name: values[rows] for name, values in (opened.beside or {}).items()} if part.stream is opened.train else None
+        known.append(known_of(fields, beside, asked.labels, code, label_names))
+        refuse_missing(opened.name, known[-1], rows)
+    conditions = learn_conditions(opened.name, fields, known[0], label_levels(fields, opened.beside, codes, label_names))
+    return conditions, [
+        rows_of(conditions, each, len(part), f"the {which} examples of {opened.name}")
+        for which, each, part in zip(SPLITS, known, parts, strict=True)
+    ]
 
 
 def _check_word(name: str, word: Any, known: tuple[Any, ...]) -> None:

@@ -27,6 +27,9 @@ def in_memory(
     rows: Tensor,
     labels: Tensor | None,
     split: str | None = None,
+    *,
+    observed: Tensor | None = None,
+    condition: Tensor | None = None,
 ) -> Examples:
     """Examples of rows that are in memory. Bytes stay bytes, and floats the caller's own, unless they are standardised.
 
@@ -37,10 +40,20 @@ def in_memory(
         labels: ``(N,)``, or None.
         split: which one it is of the training data, which says by what draws it is binarised; None for other data, of which each
             example is drawn as a function of the seed and of its place.
+        observed: which of the values are there, of the shape of ``rows``; None: all.
+        condition: ``(N, C)``, what the examples are conditioned on, or None.
 
     Raises:
         DataError: values that cannot be binarised.
     """
+    mask = None if observed is None else _converted(Conversion(conversion.columns), observed, preparation.shape)[0]
+    return _complete(preparation, conversion, rows, labels, split).with_beside(mask, condition)
+
+
+def _complete(
+    preparation: Preparation, conversion: Conversion, rows: Tensor, labels: Tensor | None, split: str | None
+) -> Examples:
+    """Examples of rows that have all their values."""
     storage, scale = _converted(conversion, rows, preparation.shape)
     examples = Examples(storage, labels, scale=scale, preparation=preparation)
     how = preparation.binarize
@@ -86,6 +99,8 @@ def on_disk(
     part: Streamed,
     labels: Tensor | None,
     split: str | None = None,
+    *,
+    condition: Tensor | None = None,
 ) -> Examples:
     """The same of rows on disk, to which it is all done when they are fetched.
 
@@ -95,14 +110,15 @@ def on_disk(
         part: where they are.
         labels: ``(N,)``, or None.
         split: as for :func:`in_memory`.
+        condition: likewise.
     """
     how = preparation.binarize
     shape = part.shape if preparation.shape is None else preparation.shape
     part = dataclasses.replace(part, shape=shape, conversion=conversion, unit=how is not None)
     if how == "dynamic" and split == "train":
-        return Examples(part, labels, binarize="dynamic", preparation=preparation)
+        return Examples(part, labels, binarize="dynamic", preparation=preparation, condition=condition)
     if how == "threshold":
         part = dataclasses.replace(part, threshold=True)
     elif how is not None:
         part = dataclasses.replace(part, seed=preparation.seed if split is None else seed_for(preparation.seed, split))
-    return Examples(part, labels, preparation=preparation)
+    return Examples(part, labels, preparation=preparation, condition=condition)

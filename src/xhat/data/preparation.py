@@ -13,6 +13,7 @@ from torch import Tensor
 
 from xhat.data.apply import apply
 from xhat.data.columns import Column
+from xhat.data.conditions import Conditions
 from xhat.data.conversion import Conversion
 from xhat.data.invert import invert
 from xhat.data.scaling import Scaling
@@ -48,6 +49,8 @@ class Preparation:
         array: which array of an .npz file is used.
         labels: the column or array of labels.
         label_names: what the labels 0, 1, … stand for.
+        conditions: what the examples are conditioned on: columns that are no part of x, or the labels; None: nothing.
+        missing: ``refuse`` NaN, or ``mask`` it: it is then a value that was not observed.
 
     >>> import xhat
     >>> table = {"age": np.arange(20, 70, 5), "height": np.linspace(150.0, 199.5, 10)}
@@ -71,21 +74,24 @@ class Preparation:
     array: str | None = None
     labels: str | int | None = None
     label_names: tuple[str, ...] | None = None
+    conditions: Conditions | None = None
+    missing: str = "refuse"
 
     def apply(self, source: Any, *, memory: str = "auto", drop: bool = False, where: str = "x") -> Examples:
         """All examples of a source, unsplit, in its own order, prepared as the training data were.
 
-        Columns are matched by their names where both have them. A class that the training data did not have is -1.
+        Columns are matched by their names where both have them. A label that the training data did not have is -1. The examples
+        carry the condition where the source has all of its fields, and a mask where values are missing.
 
         Args:
             source: whatever :func:`~xhat.load_data` reads; also a float tensor, which is then in the user's units.
             memory: ``"load"``, ``"stream"`` or ``"auto"``, as for ``load_data``.
-            drop: leave out examples with NaN or infinity, instead of refusing them.
+            drop: leave out examples with infinity, with NaN that is not masked or without a condition, instead of refusing them.
             where: what messages call a source in memory.
 
         Raises:
-            DataError: the source cannot be read, holds NaN or infinity, has examples of another shape, lacks columns, or holds
-                values in other units than the training data.
+            DataError: the source cannot be read, holds infinity (or NaN, unless that is masked), has examples of another shape,
+                lacks columns, holds values in other units than the training data, or an unknown class of the condition.
         """
         return apply(self, source, memory=memory, drop=drop, where=where)
 
@@ -131,7 +137,8 @@ class Preparation:
     @property
     def source_options(self) -> SourceOptions:
         """Which part of a source is meant; what a new source has no use for is passed over."""
-        return SourceOptions(self.resize, self.array, self.labels, asked=False)
+        names = () if self.conditions is None else self.conditions.names
+        return SourceOptions(self.resize, self.array, self.labels, names, asked=False)
 
     def conversion(self, names: Sequence[str] | None, width: int, scale: bool) -> Conversion:
         """What is done to stored rows.

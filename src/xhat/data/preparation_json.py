@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from xhat.data.columns import Column
+from xhat.data.conditions import Conditions
 from xhat.data.preparation import LAYOUTS, Preparation
-from xhat.errors import DataError
+from xhat.errors import ConfigError, DataError
 
 _COLUMN = [field.name for field in dataclasses.fields(Column)]
 LONGEST = 100_000_000  # characters; a million columns have less
@@ -25,8 +26,11 @@ def to_json(preparation: Preparation) -> str:
     >>> from_json(to_json(Preparation(shape=(1, 28, 28), bytes=True)))
     Preparation(shape=(1, 28, 28), columns=(), bytes=True, ...)
     """
-    told = {name: value for name, value in vars(preparation).items() if name in _FITS and value is not None}
+    plain = _FITS.keys() - {"conditions"}
+    told = {name: value for name, value in vars(preparation).items() if name in plain and value is not None}
     lists = {name: [getattr(column, name) for column in preparation.columns] for name in _COLUMN}
+    if preparation.conditions is not None:
+        told["conditions"] = preparation.conditions.described
     told["columns"] = {name: values for name, values in lists.items() if any(value is not None for value in values)}
     return json.dumps(told, allow_nan=False)
 
@@ -48,11 +52,19 @@ def from_json(text: str) -> Preparation:
     if wrong:
         raise DataError(f"its preparation says {wrong[0]!r} = {str(told[wrong[0]])[:40]!r}, which makes no sense")
     columns = _columns(lists)
+    described = told.pop("conditions", None)
     shape = told.get("shape")
     if columns and (not shape or len(columns) != shape[0]):
         raise DataError(f"its preparation has {len(columns)} columns for examples of shape {shape}")
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
-    return Preparation(columns=columns, **values)
+    return Preparation(columns=columns, conditions=None if described is None else _conditions(described), **values)
+
+
+def _conditions(described: Any) -> Conditions:
+    try:
+        return Conditions.of(described)
+    except ConfigError as error:
+        raise DataError(f"its preparation has a condition that makes no sense: {error}") from error
 
 
 def _columns(lists: Any) -> tuple[Column, ...]:
@@ -127,6 +139,16 @@ def _texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
+def _fits_conditions(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(map(_fits_field, value.values()))
+
+
+def _fits_field(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_number, value.values()))
+    return _is_whole(value) or value == "real" or _texts(value)
+
+
 # What a file may say, field by field; whoever edits it by hand should hear of a slip, not see a traceback
 _FITS: dict[str, Callable[[Any], bool]] = {
     "shape": lambda value: value is None or _sizes(1)(value),
@@ -140,6 +162,8 @@ _FITS: dict[str, Callable[[Any], bool]] = {
     "array": lambda value: isinstance(value, str),
     "labels": lambda value: isinstance(value, str) or _is_whole(value),
     "label_names": _texts,
+    "conditions": _fits_conditions,
+    "missing": lambda value: value in ("refuse", "mask"),
 }
 _COLUMN_FITS: dict[str, Callable[[Any], bool]] = {
     "name": lambda value: isinstance(value, str | None),

@@ -6,7 +6,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +24,7 @@ class Raw(NamedTuple):
     ``columns`` are the names of a table's columns. For messages: ``rows`` are the rows in the file, from 1, of the
     training examples, and ``places`` what each column is called (``"column 'age'"``, ``"column 3"``). ``layout`` is that of
     pictures in files, whose arrays here have channels first; ``dtype`` is NumPy's name of the type that an array in memory had.
+    ``beside`` are the columns of a table that its training examples are conditioned on, which are not in ``train``.
     """
 
     train: np.ndarray
@@ -37,6 +38,7 @@ class Raw(NamedTuple):
     places: tuple[str, ...] | None = None
     layout: str | None = None
     dtype: str | None = None
+    beside: Mapping[str, np.ndarray] | None = None
 
     @property
     def splits(self) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:

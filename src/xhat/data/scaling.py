@@ -45,9 +45,9 @@ class Scaling(NamedTuple):
         return -float(self.std.double().log().sum())
 
 
-def scaling_of(storage: Tensor, names: Sequence[str] | None = None) -> Scaling:
+def scaling_of(storage: Tensor, names: Sequence[str] | None = None, observed: Tensor | None = None) -> Scaling:
     """Mean and standard deviation of the training ``storage`` ``(N, *event)``: of every column of a table, and of
-    every channel of an image, whose single pixels may well be constant.
+    every channel of an image, whose single pixels may well be constant. Of what is there, where ``observed`` says so.
 
     Raises:
         DataError: a column, or a channel, is constant.
@@ -57,7 +57,12 @@ def scaling_of(storage: Tensor, names: Sequence[str] | None = None) -> Scaling:
         refuse_constant(storage, names)
     axes = [axis for axis in range(storage.dim()) if axis != 1]
     values = storage.double()
-    std, mean = torch.std_mean(values, dim=axes, keepdim=True, correction=0)
+    if observed is None:
+        std, mean = torch.std_mean(values, dim=axes, keepdim=True, correction=0)
+    else:
+        count = observed.sum(axes, keepdim=True)
+        mean = values.where(observed, 0.0).sum(axes, keepdim=True) / count
+        std = ((values - mean).where(observed, 0.0).square().sum(axes, keepdim=True) / count).sqrt()
     if not bool((std > 0).all()):
         raise DataError("a channel of the images has one value throughout and cannot be standardised: leave it out")
     event = storage.shape[1:]

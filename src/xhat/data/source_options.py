@@ -19,6 +19,7 @@ class SourceOptions(NamedTuple):
     resize: tuple[int, int] | None = None
     array: str | None = None
     labels: Any = None
+    condition: tuple[str, ...] = ()
     asked: bool = True
 
 

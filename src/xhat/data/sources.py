@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def read(source: Any, options: SourceOptions | None = None, where: str | None = 
         refuse_others(options, "a data frame", "labels")
         name = where or "the data frame"
         held = not isinstance(options.labels, str | int) and not options.asked
-        return name, read_frame(source, None if held else options.labels, name)
+        return name, read_frame(source, None if held else options.labels, name, options.condition, options.asked)
     return where or "the array", _read_array(source, options, where or "x")
 
 
@@ -92,7 +92,7 @@ def _read_path(path: Path, options: SourceOptions) -> Raw:
         refuse_others(options, path, "labels")
         if options.labels is not None and not isinstance(options.labels, str | int):
             raise ConfigError(f"{path} is a table, labels must be a column's name or position: give one of these")
-        return _TABLES[ending](path, options.labels)
+        return _TABLES[ending](path, options.labels, options.condition, options.asked)
     refuse_others(options, path)
     if ending == ".npy":
         return read_npy(path)
@@ -104,7 +104,7 @@ def _read_path(path: Path, options: SourceOptions) -> Raw:
     raise DataError(f"{path} has the unknown ending {ending!r}: {UNDERSTOOD}")
 
 
-_TABLES: dict[str, Callable[[Path, str | int | None], Raw]] = {
+_TABLES: dict[str, Callable[[Path, str | int | None, Sequence[str], bool], Raw]] = {
     ".csv": read_csv,
     ".tsv": read_csv,
     ".parquet": read_parquet,
@@ -122,7 +122,7 @@ def _read_folder(path: Path, options: SourceOptions) -> Raw:
     if shards:
         tables = shards[0].suffix.lower() in _TABLES
         refuse_others(options, path, *("labels",) * tables)
-        return read_shards(path, shards, options.labels)
+        return read_shards(path, shards, options)
     if not image_paths(path):
         raise DataError(
             f"the folder {path} holds neither images nor the MNIST files (train-images-idx3-ubyte, ...): {UNDERSTOOD}"

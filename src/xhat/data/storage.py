@@ -71,7 +71,7 @@ def too_flat(where: str, shape: tuple[int, ...]) -> DataError:
     )
 
 
-def check_finite(storage: Tensor, where: str, rows: Any = None, places: Sequence[str] | None = None) -> None:
+def check_finite(storage: Tensor, where: str, rows: Any = None, places: Sequence[str] | None = None, offer: str = "") -> None:
     """Refuse NaN and infinity, and what float32 cannot hold.
 
     Args:
@@ -79,6 +79,7 @@ def check_finite(storage: Tensor, where: str, rows: Any = None, places: Sequence
         where: what messages call it.
         rows: for messages, the rows of a table in its file.
         places: for messages, what its columns are called.
+        offer: what else may be done about NaN.
 
     Raises:
         DataError: names the first bad entry.
@@ -88,11 +89,14 @@ def check_finite(storage: Tensor, where: str, rows: Any = None, places: Sequence
         return
     value = float(storage[position])
     index = ", ".join(map(str, position))
+    offer = offer if np.isnan(value) else ""
     place = f"row {position[0]}, column {position[1]}" if len(position) == 2 else f"index ({index})"
     wrong = f"{value:g}" if not np.isfinite(value) else f"{value:g}, too large for float32,"
     if rows is not None and places is not None:
-        raise DataError(f"{where} holds {wrong} at row {rows[position[0]]}, {places[position[1]]}, must be finite: fill it")
-    raise DataError(f"{where} holds {wrong} at {place} (x[{index}], counted from 0), must be finite: remove or fill that row")
+        place, remedy = f"row {rows[position[0]]}, {places[position[1]]}", "fill it"
+    else:
+        place, remedy = f"{place} (x[{index}], counted from 0)", "remove or fill that row"
+    raise DataError(f"{where} holds {wrong} at {place}, must be finite: {remedy}{offer}")
 
 
 def first_nonfinite(storage: Tensor) -> tuple[int, ...] | None:

@@ -12,20 +12,23 @@ from typing import Any
 import numpy as np
 
 from xhat.data.raw import Raw, reading, refuse_empty
+from xhat.data.set_aside import set_aside, text_cells
 from xhat.errors import DataError
 
 _MISSING = {"", "na", "n/a", "nan", "null", "none", "?"}
 _DELIMITERS = ",;\t"
 
 
-def read_csv(path: Path, labels: str | int | None = None) -> Raw:
+def read_csv(path: Path, labels: str | int | None = None, condition: Sequence[str] = (), strict: bool = True) -> Raw:
     """Numbers separated by commas, semicolons or tabs; empty cells and the usual words for missing become NaN.
 
     The first line is a header when some column has text there and a number (or nothing) in the second line.
 
     Args:
         path: the file, in UTF-8.
-        labels: the column of labels, by name or by position from 0; it alone may hold text.
+        labels: the column of labels, by name or by position from 0; it may hold text.
+        condition: columns that are set aside, by name; they too may hold text.
+        strict: refuse a condition that is not there.
 
     Raises:
         DataError: text among the numbers, lines of different lengths, a damaged file, no such column.
@@ -36,21 +39,22 @@ def read_csv(path: Path, labels: str | int | None = None) -> Raw:
         file.seek(0)
         try:
             lines = csv.reader(file, delimiter=delimiter)
-            return _table(path, ((lines.line_num, line) for line in lines if line), labels)
+            return _table(path, ((lines.line_num, line) for line in lines if line), labels, condition, strict)
         except csv.Error as error:
             raise DataError(f"{path} is no readable CSV file ({error}): write it again as plain text") from error
 
 
-def _table(path: Path, lines: Any, labels: str | int | None) -> Raw:
+def _table(path: Path, lines: Any, labels: str | int | None, condition: Sequence[str], strict: bool) -> Raw:
     first = [next(lines, None), next(lines, None)]
     head = [line for line in first if line is not None]
     names = _header(head)
     if len(head) <= (names is not None):
         raise DataError(f"{path} holds no rows below its header: give at least one row of numbers")
     width = len(head[0][1])
-    label = None if labels is None else column_position(path, labels, names, width)
-    places = _without([f"column {i + 1}" if names is None else f"column {names[i]!r}" for i in range(width)], label)
-    values, rows, label_cells = array("d"), array("q"), []
+    aside = set_aside(path, names, width, labels, condition, strict)
+    places = aside.rest([f"column {i + 1}" if names is None else f"column {names[i]!r}" for i in range(width)])
+    values, rows = array("d"), array("q")
+    kept: dict[int, list[str]] = {position: [] for position in sorted(aside.positions, reverse=True)}
     for source in (head[names is not None :], lines):
         for number, cells in source:
             if len(cells) != width:
@@ -58,8 +62,9 @@ def _table(path: Path, lines: Any, labels: str | int | None) -> Raw:
                     f"{path}, row {number} has {len(cells)} cells, the first row has {width}, and all must have as "
                     "many: correct that row"
                 )
-            if label is not None:
-                label_cells.append(_label(path, number, cells.pop(label).strip()))
+            for position, column in kept.items():
+                cell = cells.pop(position).strip()
+                column.append(_label(path, number, cell) if position == aside.label else _cell(cell))
             try:
                 values.extend(map(float, cells))
             except ValueError:
@@ -69,10 +74,11 @@ def _table(path: Path, lines: Any, labels: str | int | None) -> Raw:
     table = np.array(values, dtype=np.float64).reshape(len(rows), -1)
     return Raw(
         table,
-        train_labels=None if label is None else np.array(label_cells),
-        columns=None if names is None else _without(names, label),
+        train_labels=None if aside.label is None else np.array(kept[aside.label]),
+        columns=None if names is None else aside.rest(names),
         rows=np.array(rows, dtype=np.int64),
         places=places,
+        beside={name: np.array(kept[position], dtype=object) for name, position in aside.beside.items()},
     )
 
 
@@ -96,26 +102,8 @@ def _header(head: list[tuple[int, list[str]]]) -> tuple[str, ...] | None:
     return tuple(cell.strip() for cell in cells) if turns else None
 
 
-def column_position(path: Path, labels: str | int, names: tuple[str, ...] | None, width: int) -> int:
-    """Where the column of labels stands among ``width`` columns, from its name or a position from 0.
-
-    Raises:
-        DataError: there is none, or it is the only one.
-    """
-    try:
-        position = names.index(str(labels)) if names is not None and labels in names else int(labels)
-    except ValueError:
-        position = width
-    if not -width <= position < width:
-        known = f"{width} columns" if names is None else f"the columns {', '.join(names)}"
-        raise DataError(f"{path} has no column {labels!r} for the labels, it has {known}: give a name, or a position from 0")
-    if width == 1:
-        raise DataError(f"{path} has one column only, and labels={labels!r} takes it away: leave labels out")
-    return position % width
-
-
-def _without(names: Sequence[str], label: int | None) -> tuple[str, ...]:
-    return tuple(name for column, name in enumerate(names) if column != label)
+def _cell(cell: str) -> str:
+    return "" if cell.lower() in _MISSING else cell
 
 
 def _label(path: Path, row: int, cell: str) -> str:
@@ -140,12 +128,14 @@ def _text_error(path: Path, row: int, place: str, cell: str) -> DataError:
     )
 
 
-def read_parquet(path: Path, labels: str | int | None = None) -> Raw:
+def read_parquet(path: Path, labels: str | int | None = None, condition: Sequence[str] = (), strict: bool = True) -> Raw:
     """The numeric columns of a Parquet file; nulls become NaN.
 
     Args:
         path: the file.
-        labels: the column of labels, by name or by position from 0; it alone may hold text.
+        labels: the column of labels, by name or by position from 0; it may hold text.
+        condition: columns that are set aside, by name; they too may hold text.
+        strict: refuse a condition that is not there.
 
     Raises:
         DataError: a column that holds no numbers, a damaged file, no such column, or pyarrow is not installed.
@@ -155,15 +145,24 @@ def read_parquet(path: Path, labels: str | int | None = None) -> Raw:
     names = tuple(table.column_names)
     if table.num_rows == 0 or not names:
         raise DataError(f"{path} holds no rows: give at least one row of numbers")
-    label = None if labels is None else column_position(path, labels, names, len(names))
-    columns = [_numeric(path, name, table.column(i)) for i, name in enumerate(names) if i != label]
+    aside = set_aside(path, names, len(names), labels, condition, strict)
+    columns = [_numeric(path, name, table.column(i)) for i, name in enumerate(names) if i not in aside.positions]
     return Raw(
         np.stack(columns, axis=1),
-        train_labels=None if label is None else _label_column(path, table.column(label)),
-        columns=_without(names, label),
+        train_labels=None if aside.label is None else label_column(path, table.column(aside.label)),
+        columns=aside.rest(names),
         rows=np.arange(1, table.num_rows + 1),
-        places=_without([f"column {name!r}" for name in names], label),
+        places=aside.rest([f"column {name!r}" for name in names]),
+        beside={name: column_beside(path, name, table.column(position)) for name, position in aside.beside.items()},
     )
+
+
+def column_beside(path: Path, name: str, column: Any) -> np.ndarray:
+    """A column of a Parquet file that the examples are conditioned on: text, or numbers; a null is empty text, or NaN."""
+    kind = column.type
+    if _is_text(getattr(kind, "value_type", kind)):  # of a column of text that is kept as a dictionary
+        return text_cells(column.to_pylist())
+    return _numeric(path, name, column)
 
 
 @contextmanager
@@ -223,7 +222,8 @@ def _is_text(kind: Any) -> bool:
     return types.is_string(kind) or types.is_large_string(kind)
 
 
-def _label_column(path: Path, column: Any) -> np.ndarray:
+def label_column(path: Path, column: Any) -> np.ndarray:
+    """The labels, none of which may be missing."""
     cells = column.to_pylist()
     if None in cells:
         raise DataError(f"{path}, row {cells.index(None) + 1} has no label: fill it, or remove that row")

@@ -215,10 +215,10 @@ class Model(Part, nn.Module, abc.ABC):
             DataError: says which.
         """
         if condition is None and self.condition_size:
-            names = "" if self.conditions is None else f" ({', '.join(self.conditions.names)})"
+            names = "" if self.conditions is None else f", {self.conditions}"
             raise DataError(
                 f"this {type(self).__name__} is conditioned on {self.condition_size} numbers{names}, but no condition was given: "
-                "give condition=…, or examples that carry it"
+                "give condition=… (--condition), or data that hold it"
             )
         if condition is None:
             return

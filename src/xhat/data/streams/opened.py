@@ -13,6 +13,7 @@ from xhat.data.idx import mnist_files
 from xhat.data.images import by_split, image_paths, labels_of
 from xhat.data.memory import fits
 from xhat.data.raw import Raw, reading
+from xhat.data.set_aside import LABEL
 from xhat.data.source_options import SourceOptions, refuse_others
 from xhat.data.streams.base import Stream
 from xhat.data.streams.images import ImageStream
@@ -30,7 +31,8 @@ _TABLES = (".parquet", ".pq")
 class Opened(NamedTuple):
     """The streams of a source, a split that it does not bring being None.
 
-    ``labels`` are those of each split, as the source has them, or None; ``columns`` the names of a table's columns.
+    ``labels`` are those of each split, as the source has them, or None; ``columns`` the names of a table's columns;
+    ``beside`` those that its training examples are conditioned on.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Opened(NamedTuple):
     labels: tuple[np.ndarray | None, ...] = (None, None, None)
     columns: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    beside: dict[str, np.ndarray] | None = None
 
     @property
     def splits(self) -> tuple[Stream | None, ...]:
@@ -111,7 +114,7 @@ def _of_files(path: Path, files: list[Path], options: SourceOptions) -> Opened:
     """One file, or the shards of a folder."""
     if files[0].suffix.lower() in _TABLES:
         refuse_others(options, path, "labels")
-        return _table(path.name, files, options.labels)
+        return _table(path.name, files, options)
     refuse_others(options, path)
     streams = [NpyStream(file) for file in files]
     return Opened(path.name, streams[0] if len(streams) == 1 else Shards(streams, str(path)))
@@ -137,13 +140,14 @@ def shard_paths(folder: Path) -> list[Path]:
     return arrays or tables
 
 
-def read_shards(folder: Path, shards: list[Path], labels: Any = None) -> Raw:
+def read_shards(folder: Path, shards: list[Path], options: SourceOptions) -> Raw:
     """All shards of a folder as one array in memory.
 
     Raises:
         DataError: a shard is damaged, or of another shape than the first.
     """
-    parts = [read_npy(path) if path.suffix.lower() == ".npy" else read_parquet(path, labels) for path in shards]
+    aside = options.labels, options.condition, options.asked
+    parts = [read_npy(path) if path.suffix.lower() == ".npy" else read_parquet(path, *aside) for path in shards]
     first = parts[0]
     for path, part in zip(shards, parts, strict=True):
         if part.train.shape[1:] != first.train.shape[1:] or part.columns != first.columns:
@@ -156,19 +160,27 @@ def read_shards(folder: Path, shards: list[Path], labels: Any = None) -> Raw:
         np.concatenate([part.train for part in parts]),
         train_labels=np.concatenate(found) if found else None,
         columns=first.columns,
+        beside={name: np.concatenate([part.beside[name] for part in parts if part.beside]) for name in first.beside or {}},
     )
 
 
-def _table(name: str, paths: list[Path], labels: Any) -> Opened:
+def _table(name: str, paths: list[Path], options: SourceOptions) -> Opened:
+    labels = options.labels
     if labels is not None and not isinstance(labels, str | int):
         raise ConfigError(f"{name} is a table, labels must be a column's name or position: give one of these")
-    tables = [ParquetStream(path, labels) for path in paths]
+    tables = [ParquetStream(path, labels, options.condition, options.asked) for path in paths]
     for path, table in zip(paths, tables, strict=True):
         if table.columns != tables[0].columns:
             raise DataError(f"{path} has other columns than {paths[0]}, and all must have the same: correct the source")
-    notes = () if labels is None else ("the column of labels is left out, as a streamed table has no labels",)
     stream = tables[0] if len(tables) == 1 else Shards(tables, name)
-    return Opened(name, stream, columns=tables[0].columns, notes=notes)
+    beside = [table.beside() for table in tables]
+    columns = {field: np.concatenate([each[field] for each in beside]) for field in beside[0]}
+    if LABEL in options.condition or (labels is not None and str(labels) in options.condition):
+        codes = [part for part in (table.labels() for table in tables) if part is not None]
+        whole = np.concatenate(codes) if codes else None
+        return Opened(name, stream, labels=(whole, None, None), columns=tables[0].columns, beside=columns)
+    notes = () if labels is None else ("the column of labels is left out, as a streamed table has no labels",)
+    return Opened(name, stream, columns=tables[0].columns, notes=notes, beside=columns)
 
 
 def _images(folder: Path, resize: tuple[int, int] | None) -> Opened:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -11,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from xhat.data.set_aside import set_aside
 from xhat.data.streams.base import Stream, Watched
-from xhat.data.tables import column_position, opened_parquet, refuse_column
+from xhat.data.tables import column_beside, label_column, opened_parquet, refuse_column
 from xhat.errors import DataError
 
 # Decoded row groups that are kept for the next read, in bytes; the last one is kept in any case.
@@ -30,13 +32,15 @@ class ParquetStream(Stream):
     Args:
         path: the file.
         labels: a column that is left out, by name or by position from 0.
+        condition: columns that are left out too, by name; :meth:`beside` reads them.
+        strict: refuse a condition that is not there.
 
     Raises:
         DataError: a column that holds no numbers, row groups too large to be read one at a time, a damaged file, or pyarrow is
             not installed.
     """
 
-    def __init__(self, path: Path, labels: str | int | None = None) -> None:
+    def __init__(self, path: Path, labels: str | int | None = None, condition: Sequence[str] = (), strict: bool = True) -> None:
         self.name = str(path)
         self._file = Watched(path)
         with opened_parquet(path) as file:
@@ -47,10 +51,11 @@ class ParquetStream(Stream):
             raise DataError(f"{path} holds no rows: give at least one row of numbers")
         if len(set(names)) < len(names):
             raise DataError(f"{path} has several columns of one name, which cannot be told apart: rename them")
-        label = None if labels is None else column_position(path, labels, names, len(names))
-        self.columns = tuple(name for position, name in enumerate(names) if position != label)
+        self._aside = set_aside(path, names, len(names), labels, condition, strict)
+        self.label = None if self._aside.label is None else names[self._aside.label]
+        self.columns = self._aside.rest(names)
         for position, name in enumerate(names):
-            if position != label:
+            if position not in self._aside.positions:
                 refuse_column(path, name, schema.field(position).type)
         small = all(_is_small(schema.field(name).type) for name in self.columns)
         self.dtype = torch.float32 if small else torch.float64
@@ -100,6 +105,21 @@ class ParquetStream(Stream):
         self._file.check()
         self._held[group] = values
         return values
+
+    def labels(self) -> np.ndarray | None:
+        """The column of labels, all of it."""
+        if self.label is None:
+            return None
+        return label_column(self._file.path, self._column(self.label))
+
+    def beside(self) -> dict[str, np.ndarray]:
+        """The columns that the examples are conditioned on, all of them."""
+        return {name: column_beside(self._file.path, name, self._column(name)) for name in self._aside.beside}
+
+    def _column(self, name: str) -> Any:
+        self._file.check()
+        with opened_parquet(self._file.path, self._metadata) as file:
+            return file.read(columns=[name], use_threads=False).column(name)
 
     def where(self, row: int) -> str:
         return f"{self.name}, row {row} (counted from 0)"

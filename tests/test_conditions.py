@@ -142,9 +142,7 @@ def test_what_a_model_is_told_is_needed_and_nothing_else(name, prior_condition):
     model = made(name, prior_condition)
     x = some(model)
     for call in (model.loss, model.encode, model.reconstruct):
-        with pytest.raises(
-            DataError, match=r"is conditioned on 4 numbers, label \(.*\), age \(a number\), but no condition was given"
-        ):
+        with pytest.raises(DataError, match=r"is conditioned on 4 numbers, label .*, age .*, but no condition was given"):
             call(x)
     with pytest.raises(DataError, match=r"must have shape \(6, 4\), a row for each example, was \(2, 4\)"):
         model.loss(x, condition=torch.zeros(2, 4))

@@ -19,10 +19,11 @@ from cyclopts.config import Toml
 from xhat import __version__
 from xhat.cli.laboratory import gradients
 from xhat.cli.prior import fit_prior
+from xhat.cli.reconstruct import reconstruct
 from xhat.cli.sweep import sweep
 from xhat.cli.telling import speaks
 from xhat.cli.train import train
-from xhat.cli.use import decode, encode, evaluate, reconstruct, report, sample
+from xhat.cli.use import decode, encode, evaluate, report, sample
 from xhat.errors import ConfigError, XhatError
 from xhat.ranks import place
 

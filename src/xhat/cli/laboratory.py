@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xhat.cli.options import examples_for
 from xhat.cli.output import make_folder
+from xhat.cli.run import examples_for
 from xhat.cli.use import open_run
 from xhat.errors import ConfigError
 

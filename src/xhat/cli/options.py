@@ -1,18 +1,15 @@
-"""How data are read, as options of the commands; and the options that a run was made with, read back."""
+"""How data are read, as options of the commands, and what a run writes down of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xhat.errors import CheckpointError, ConfigError, DataError
+from xhat.errors import ConfigError
 
 if TYPE_CHECKING:
-    from xhat.data import Data, Examples
-    from xhat.models.base import Model
-    from xhat.training.folder import RunFolder
+    from xhat.data import Data
 
 DIGITS = "digits"  # the one source that is a word
 
@@ -32,6 +29,8 @@ class DataOptions:
         array: which array of an npz file.
         labels: column or array of labels.
         memory: "load" the data into memory, "stream" them from disk, or "auto": the former if they fit.
+        condition: columns that everything is conditioned on, such as diagnosis,age; "label" for the labels. They leave x.
+        missing: "refuse" NaN and empty cells, or "mask" them: they count as not observed, and reconstruct fills them.
     """
 
     binarize: str | None = None
@@ -44,6 +43,8 @@ class DataOptions:
     array: str | None = None
     labels: str | None = None
     memory: str = "auto"
+    condition: str | None = None
+    missing: str = "refuse"
 
     def keywords(self) -> dict[str, Any]:
         """Keywords of ``xhat.load_data``."""
@@ -51,6 +52,7 @@ class DataOptions:
 
         values = asdict(self)
         values["resize"] = None if self.resize is None else _height_width(self.resize)
+        values["condition"] = None if self.condition is None else self.condition.split(",")
         for share in ("valid", "test"):
             if values[share] >= 1 and float(values[share]).is_integer():
                 values[share] = int(values[share])  # a number of examples
@@ -64,6 +66,12 @@ def _height_width(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def beside_x(data: Data) -> dict[str, Any]:
+    """What ``xhat.build`` must know of the data: what they are conditioned on, and whether values may be missing."""
+    condition = None if data.conditions is None else data.conditions.described
+    return {"condition": condition, "masked": data.preparation.missing == "mask"}
+
+
 def described(source: str, seed: int, options: dict[str, Any], data: Data) -> dict[str, Any]:
     """What config.json says of the data: enough to read them again, and others like them."""
     scaling = None
@@ -72,7 +80,7 @@ def described(source: str, seed: int, options: dict[str, Any], data: Data) -> di
     path = Path(source)
     return {
         "source": str(path.resolve()) if source != DIGITS and path.exists() else source,
-        "sha256": _fingerprint(source),
+        "sha256": fingerprint(source),
         "seed": seed,
         # What "auto" came to here, so that the split is the same wherever the run goes on
         "options": {**options, "memory": "stream" if data.streamed else "load"},
@@ -83,10 +91,11 @@ def described(source: str, seed: int, options: dict[str, Any], data: Data) -> di
         "columns": None if data.columns is None else list(data.columns),
         "label_names": None if data.label_names is None else list(data.label_names),
         "scaling": scaling,
+        "conditions": None if data.conditions is None else data.conditions.described,
     }
 
 
-def _fingerprint(source: str) -> str | None:
+def fingerprint(source: str) -> str | None:
     """sha256 of the files that a source consists of; None for what comes with a library."""
     import hashlib
 
@@ -101,153 +110,26 @@ def _fingerprint(source: str) -> str | None:
     return digest.hexdigest()
 
 
-def run_folder(path: Path) -> RunFolder:
-    """A run folder that is there.
+def named_values(text: str | None) -> dict[str, str] | None:
+    """Values by name, from ``label=3,age=40``; a comma without a name after it belongs to the value.
 
     Raises:
-        ConfigError: the path is something else.
+        ConfigError: a name without a value, or twice.
+
+    >>> named_values("label=3,place=Bath, England")
+    {'label': '3', 'place': 'Bath, England'}
     """
-    from xhat.training.folder import RunFolder
-
-    if path.is_file():
-        raise ConfigError(f"{path} is a file, must be a run folder: name the folder that xhat train made")
-    return RunFolder(path)
-
-
-def told_of(folder: RunFolder) -> dict[str, Any]:
-    """What config.json says of the run's data; empty where it says nothing.
-
-    Raises:
-        CheckpointError: what it says makes no sense.
-    """
-    told = folder.config().get("data")
-    if not isinstance(told, dict) or "source" not in told:
-        return {}
-    wrong = [name for name, fits in _FITS.items() if name in told and not fits(told[name])]
-    if not wrong and told.get("scaling") is not None:
-        wrong = [] if _fits_scaling(told["scaling"], told.get("shape")) else ["scaling"]
-    if wrong:
-        raise CheckpointError(
-            f"{folder.config_file} is damaged, what it says of the data's {', '.join(wrong)} makes no sense: restore it from a "
-            "copy, or train again"
-        )
-    return told
-
-
-def _is_list(of: type) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(isinstance(item, of) for item in value)
-
-
-def _fits_options(options: Any) -> bool:
-    if not isinstance(options, dict) or not options.keys() <= DataOptions.__dataclass_fields__.keys():
-        return False
-    numbers = all(isinstance(options.get(name, 0.1), int | float) for name in ("valid", "test"))
-    words = all(isinstance(options.get(name), str | None) for name in ("binarize", "nonfinite", "array", "labels", "memory"))
-    flags = all(isinstance(options.get(name), bool | None) for name in ("standardize", "drop_constant"))
-    size = options.get("resize")
-    return numbers and words and flags and (size is None or (_is_list(int)(size) and len(size) == 2))
-
-
-def _fits_scaling(scaling: Any, shape: Any) -> bool:
-    import torch
-
-    try:
-        mean, std = (torch.tensor(scaling[name], dtype=torch.float64) for name in ("mean", "std"))
-    except (TypeError, ValueError, KeyError, RuntimeError):
-        return False
-    return list(mean.shape) == list(std.shape) == shape and bool(mean.isfinite().all()) and bool((std > 0).all())
-
-
-# What config.json may say of the data; whoever edits it by hand should hear of a slip, not see a traceback
-_FITS: dict[str, Callable[[Any], bool]] = {
-    "source": lambda value: isinstance(value, str),
-    "sha256": lambda value: isinstance(value, str | None),
-    "seed": lambda value: isinstance(value, int),
-    "options": _fits_options,
-    "shape": _is_list(int),
-    "bytes": lambda value: isinstance(value, bool),
-    "kept": lambda value: value is None or _is_list(int)(value),
-    "columns": lambda value: value is None or _is_list(str)(value),
-    "label_names": lambda value: value is None or _is_list(str)(value),
-}
-
-
-def run_data(folder: RunFolder) -> Data:
-    """The data that a run was trained on, read again.
-
-    Raises:
-        ConfigError: the run does not say which they were.
-        DataError: they cannot be read any more, or have changed.
-        CheckpointError: config.json is damaged.
-    """
-    from xhat.data import load_data
-
-    told = _known(folder)
-    options = dict(told.get("options", {}))
-    if options.get("resize") is not None:
-        options["resize"] = tuple(options["resize"])
-    data = load_data(told["source"], seed=told.get("seed", 0), **options)
-    _refuse_changed(folder, told)
-    return data
-
-
-def _known(folder: RunFolder) -> dict[str, Any]:
-    told = told_of(folder)
-    if not told:
-        raise ConfigError(
-            f"{folder.config_file} does not say where its data came from, as when it was trained from Python: evaluate, "
-            "encode and reconstruct take other data by --data"
-        )
-    return told
-
-
-def _refuse_changed(folder: RunFolder, told: dict[str, Any]) -> None:
-    held = told.get("sha256")
-    if held is not None and held != _fingerprint(told["source"]):
-        raise DataError(
-            f"{told['source']} has changed since {folder.path} was trained on it, so its split is another: restore it, name data "
-            "with --data where a command has that, or train again"
-        )
-
-
-def examples_for(folder: RunFolder, model: Model, source: str | None, split: str) -> Examples:
-    """Examples for a trained model, prepared as its training data were.
-
-    Args:
-        folder: the run.
-        model: its model.
-        source: other data than the run's own, all of them; or None.
-        split: of the run's own data, "train", "valid", "test" or "all".
-    """
-    if source is not None:
-        return _applied(model, source, told_of(folder))
-    if split not in ("train", "valid", "test", "all"):
-        raise ConfigError(f"split must be one of train, valid, test, all, was {split!r}")
-    told = _known(folder)
-    if split == "all":
-        examples = _applied(model, told["source"], told, drop=told.get("options", {}).get("nonfinite") == "drop")
-        _refuse_changed(folder, told)
-        return examples
-    part: Examples = getattr(run_data(folder), split)
-    return part.fixed(int(told.get("seed", 0)))
-
-
-def _applied(model: Model, source: str, told: dict[str, Any], drop: bool = False) -> Examples:
-    """All of a source, prepared; what looks as if it were not meant is said in a line."""
-    import sys
-    import warnings
-
-    from xhat.data import Preparation
-    from xhat.errors import DataWarning
-
-    layout = "plain" if len(model.event_shape) == 1 else "channels-first"
-    preparation = model.preparation or Preparation(model.event_shape, layout=layout)
-    with warnings.catch_warnings(record=True) as remarks:
-        warnings.simplefilter("always", DataWarning)
-        examples = preparation.apply(source, memory=told.get("options", {}).get("memory", "auto"), drop=drop)
-    for remark in remarks:
-        if issubclass(remark.category, DataWarning):
-            print(f"xhat: {remark.message}", file=sys.stderr)
+    if text is None:
+        return None
+    values: dict[str, str] = {}
+    name = ""
+    for piece in text.split(","):
+        before, equals, value = piece.partition("=")
+        if equals and before.strip() and before.strip() not in values:
+            name = before.strip()
+            values[name] = value.strip()
+        elif name and not equals:
+            values[name] += f",{piece}"
         else:
-            warnings.warn_explicit(remark.message, remark.category, remark.filename, remark.lineno)
-    return examples
+            raise ConfigError(f"a condition must be values by name, each once, such as label=3,age=40, was {text!r}")
+    return values

@@ -30,6 +30,7 @@ def write(
     arrays: dict[str, Tensor],
     columns: tuple[str, ...] | None = None,
     label_names: tuple[str, ...] | None = None,
+    exact: bool = False,
 ) -> None:
     """Write arrays; the first is the one that formats for one array hold.
 
@@ -38,6 +39,7 @@ def write(
         arrays: by name; those called ``labels`` are codes.
         columns: what the first one's columns are called, in a csv file.
         label_names: what the codes stand for; they are then written as text, an unknown one (-1) as empty text.
+        exact: write numbers of a csv file with all their digits.
 
     Raises:
         ConfigError: the ending does not suit the arrays.
@@ -58,7 +60,7 @@ def write(
     elif path.suffix == ".npz":
         np.savez_compressed(buffer, **values)  # type: ignore[arg-type]
     elif path.suffix == ".csv":
-        buffer.write(_csv(name, values, columns).encode())
+        buffer.write(_csv(name, values, columns, exact).encode())
     else:
         buffer.write(_picture(arrays))
     make_folder(path)
@@ -79,7 +81,7 @@ def make_folder(path: Path) -> None:
         raise unwritable(path, error) from error
 
 
-def _csv(name: str, values: dict[str, Any], columns: tuple[str, ...] | None) -> str:
+def _csv(name: str, values: dict[str, Any], columns: tuple[str, ...] | None, exact: bool) -> str:
     table = values[name].reshape(len(values[name]), -1)
     header = list(columns) if columns is not None and len(columns) == table.shape[1] else []
     header = header or [f"{name}_{i}" for i in range(table.shape[1])]
@@ -88,7 +90,7 @@ def _csv(name: str, values: dict[str, Any], columns: tuple[str, ...] | None) -> 
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header if labels is None else [*header, "label"])
     for index, row in enumerate(table):
-        cells = [f"{value:.9g}" for value in row]
+        cells = [repr(float(value)) if exact and float(f"{value:.9g}") != value else f"{value:.9g}" for value in row]
         writer.writerow(cells if labels is None else [*cells, labels[index]])
     return text.getvalue()
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xhat.cli.options import run_data
+from xhat.cli.run import run_data
 from xhat.cli.use import open_run
 from xhat.errors import ConfigError
 
@@ -85,5 +85,5 @@ def _bound(model: Model, examples: Examples) -> float:
 
     torch.manual_seed(0)
     with quiet(model):
-        total = sum(float(model.elbo(batch, 10).double().sum()) for batch in examples.fixed(0).batches(PIECE))
+        total = sum(float(model.elbo(batch, 10).double().sum()) for batch in examples.fixed(0).batched(PIECE))
     return total / len(examples)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from cyclopts import Parameter
 
-from xhat.cli.options import DataOptions, described
+from xhat.cli.options import DataOptions, beside_x, described
 from xhat.cli.space import Dimension, dimensions
 from xhat.errors import CheckpointError, ConfigError, TrainingError, whole_number
 from xhat.models.options import LEVELLED, ModelOptions
@@ -306,7 +306,7 @@ def _mean_over_seeds(trial: Trial, plan: Plan, space: list[Dimension], loaded: D
     for seed in range(first, first + plan.seeds):
         settings = Settings(**{**plan.settings, **training, "seed": seed})
         torch.manual_seed(seed)
-        model = build(plan.recipe, loaded.shape, **options)
+        model = build(plan.recipe, loaded.shape, **options, **beside_x(loaded))
         last_stage = model.stages()[-1].name
         place = folder if plan.seeds == 1 else folder / f"seed-{seed}"
         kept = math.nan

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from xhat.cli.options import DataOptions, described, run_data, run_folder
+from xhat.cli.options import DataOptions, beside_x, described
+from xhat.cli.run import run_data, run_folder
 from xhat.errors import ConfigError
 from xhat.models.options import LEVELLED, ModelOptions
 from xhat.training.settings import Settings
@@ -43,6 +44,7 @@ def train(
         xhat train mnist/ --binarize dynamic --hidden 400 --latent 20 --epochs 20 --out runs/mnist
         xhat train mnist/ --binarize static --recipe bernoulli-vae --latent 200 --gradient disarm --out runs/bits
         xhat train table.csv --recipe autoencoder --hidden none --latent 3 --out runs/pca
+        xhat train table.csv --condition diagnosis,age --missing mask --out runs/table
         xhat train --resume runs/mnist
         torchrun --nproc-per-node 8 -m xhat train mnist/ --batch-size 1024 --out runs/mnist
 
@@ -83,7 +85,7 @@ def train(
         options.setdefault("levels", loaded.kind.levels)
     out = Path("runs") / f"{Path(source).stem}-{recipe}" if out is None else out
     torch.manual_seed(settings.seed)
-    built = build(recipe, loaded.shape, **options)
+    built = build(recipe, loaded.shape, **options, **beside_x(loaded))
     parameters = sum(p.numel() for p in built.parameters())
     chosen = {**RECIPES[recipe].defaults, **options}
     shown = ", ".join(

@@ -1,4 +1,4 @@
-"""The commands that use a trained run: evaluate, sample, encode, decode, reconstruct, report."""
+"""The commands that use a trained run: evaluate, sample, encode, decode, report."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xhat.cli.options import examples_for, run_data, run_folder, told_of
+from xhat.cli.options import named_values
 from xhat.cli.output import check_ending, make_folder, read_codes, write
+from xhat.cli.run import examples_for, run_data, run_folder, told_of
 from xhat.errors import CheckpointError, ConfigError, DataError
 from xhat.ranks import first
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from xhat.data import Corruption, Examples, Scaling
+    from xhat.data import Batch, Examples, Scaling
     from xhat.evaluation.evaluate import Evaluation
     from xhat.models.base import Model
     from xhat.training.folder import RunFolder
@@ -78,7 +79,7 @@ def evaluate(
 
     folder, model = open_run(run)
     examples = examples_for(folder, model, data, split)
-    examples = _limited(examples, limit)
+    examples = limited(examples, limit)
     train = run_data(folder).train if data is None and split == "test" else None
     if samples is None:
         samples = 16 if method == "annealed" else 500
@@ -87,8 +88,11 @@ def evaluate(
     print(result)
     scaling = _scaling(model)
     if scaling is not None and result.log_likelihood is not None:
-        shift = scaling.log_jacobian
-        print(f"densities are of standardised values; add {shift:.4f} nats for the density in the data's own units")
+        shift, average = scaling.log_jacobian, ""
+        if examples.observed is not None:  # each example has its own, of what was observed of it
+            shift = -float((examples.observed.double() * scaling.std.log()).flatten(1).sum(1).mean())
+            average = " on average"
+        print(f"densities are of standardised values; add {shift:.4f} nats{average} for the density in the data's own units")
     place = folder.path / "evaluation.json"
     held = {"source": data, "split": None if data else split, "limit": limit, "seed": seed, **result.as_dict()}
     if first():
@@ -115,13 +119,16 @@ def _evaluate(
         )
 
 
-def sample(run: Path, *, n: int = 64, out: Path | None = None, draw: bool = False, seed: int = 0) -> None:
+def sample(
+    run: Path, *, n: int = 64, condition: str | None = None, out: Path | None = None, draw: bool = False, seed: int = 0
+) -> None:
     """Draw new examples from a trained model.
 
     Examples:
 
         xhat sample runs/digits --n 100 --out samples.png
         xhat sample runs/table --n 1000 --draw --out synthetic.csv
+        xhat sample runs/patients --n 100 --condition diagnosis=benign,age=40
 
     Parameters
     ----------
@@ -129,6 +136,8 @@ def sample(run: Path, *, n: int = 64, out: Path | None = None, draw: bool = Fals
         A run folder.
     n
         How many.
+    condition
+        What they are made for, of a model with a condition: values by name, such as label=3,age=40.
     out
         A png, npy, npz or csv file; samples.png or samples.csv in the run folder unless given.
     draw
@@ -139,10 +148,10 @@ def sample(run: Path, *, n: int = 64, out: Path | None = None, draw: bool = Fals
     import torch
 
     folder, model = open_run(run)
-    place = _place(out, folder, model, "samples")
+    place = place_for(out, folder, model, "samples")
     torch.manual_seed(seed)
-    x = model.sample(n, sample=draw)
-    _write_examples(place, model, {"samples": x})
+    x = model.sample(n, sample=draw, condition=named_values(condition))
+    write_examples(place, model, {"samples": x})
     print(f"{n} new examples of shape {tuple(x.shape[1:])} written to {place}")
 
 
@@ -151,6 +160,7 @@ def encode(
     *,
     data: str | None = None,
     split: str = "test",
+    condition: str | None = None,
     out: Path | None = None,
     draw: bool = False,
     seed: int = 0,
@@ -170,6 +180,8 @@ def encode(
         Other data than the run's own.
     split
         Of the run's own data: train, valid, test or all.
+    condition
+        What all are encoded under, such as label=3,age=40, in place of the data's own.
     out
         An npy, npz or csv file; codes.npy in the run folder unless given.
     draw
@@ -184,9 +196,9 @@ def encode(
     check_ending(place)
     examples = examples_for(folder, model, data, split)
     torch.manual_seed(seed)
-    encoded = _mapped(model, examples, lambda x: model.encode(x, sample=draw))
+    encoded = mapped(model, examples, lambda batch: model.encode(batch, draw, named_values(condition)))
     if not examples.resident and place.suffix == ".npy":
-        _write_by_rows(place, len(examples), encoded)
+        write_by_rows(place, len(examples), encoded)
         print(f"codes of {len(examples)} examples, {tuple(model.event_shape)} to {model.latent_shape}, written to {place}")
         return
     codes = torch.cat(list(encoded))
@@ -195,12 +207,15 @@ def encode(
     print(f"codes of {len(codes)} examples, {tuple(model.event_shape)} to {tuple(codes.shape[1:])}, written to {place}")
 
 
-def decode(run: Path, codes: Path, *, out: Path | None = None, draw: bool = False, seed: int = 0) -> None:
+def decode(
+    run: Path, codes: Path, *, condition: str | None = None, out: Path | None = None, draw: bool = False, seed: int = 0
+) -> None:
     """Turn codes back into examples.
 
     Examples:
 
         xhat decode runs/digits codes.npy --out decoded.png
+        xhat decode runs/patients codes.npy --condition diagnosis=benign,age=40
 
     Parameters
     ----------
@@ -208,6 +223,8 @@ def decode(run: Path, codes: Path, *, out: Path | None = None, draw: bool = Fals
         A run folder.
     codes
         An npy, npz or csv file of codes.
+    condition
+        What all are decoded under, of a model with a condition: values by name, such as label=3,age=40.
     out
         A png, npy, npz or csv file; decoded.png or decoded.csv in the run folder unless given.
     draw
@@ -218,75 +235,12 @@ def decode(run: Path, codes: Path, *, out: Path | None = None, draw: bool = Fals
     import torch
 
     folder, model = open_run(run)
-    place = _place(out, folder, model, "decoded")
+    place = place_for(out, folder, model, "decoded")
     z = read_codes(codes, model.latent_shape)
     torch.manual_seed(seed)
-    x = torch.cat([model.decode(block, sample=draw) for block in z.split(CHUNK)])
-    _write_examples(place, model, {"decoded": x})
+    x = torch.cat([model.decode(block, draw, named_values(condition)) for block in z.split(CHUNK)])
+    write_examples(place, model, {"decoded": x})
     print(f"{len(x)} examples written to {place}")
-
-
-def reconstruct(
-    run: Path,
-    *,
-    data: str | None = None,
-    split: str = "test",
-    corrupt: str | None = None,
-    limit: int | None = None,
-    out: Path | None = None,
-    draw: bool = False,
-    seed: int = 0,
-) -> None:
-    """Reconstruct examples, also from a corrupted input; an npz or png holds x, the corrupted x and x̂ side by side.
-
-    Examples:
-
-        xhat reconstruct runs/digits --limit 20 --out pairs.png
-        xhat reconstruct runs/denoiser --corrupt masking:0.5 --out restored.npz
-
-    Parameters
-    ----------
-    run
-        A run folder.
-    data
-        Other data than the run's own.
-    split
-        Of the run's own data: train, valid, test or all.
-    corrupt
-        What is done to x first: masking:0.5, normal-noise:0.3 or salt-and-pepper:0.25.
-    limit
-        The first so many examples only.
-    out
-        A png, npy, npz or csv file; reconstructions.png or .csv in the run folder unless given.
-    draw
-        Draw the code and x̂, instead of taking means.
-    seed
-        Of the draws.
-    """
-    import torch
-
-    from xhat.data import corruption_from
-    from xhat.objectives.posed import squared_error
-
-    folder, model = open_run(run)
-    place = _place(out, folder, model, "reconstructions")
-    corruption = None if corrupt is None else corruption_from(corrupt)
-    examples = examples_for(folder, model, data, split)
-    examples = _limited(examples, limit)
-    torch.manual_seed(seed)
-    if not examples.resident and place.suffix == ".npy":
-        _reconstruct_by_rows(place, model, examples, corruption, draw)
-        return
-    x = examples.tensor()
-    seen = x if corruption is None else corruption(x)
-    back = torch.cat([model.reconstruct(block, sample=draw) for block in seen.split(CHUNK)])
-    arrays = {"x_hat": back, "x": x} if place.suffix in (".npy", ".csv") else {"x": x, "x_hat": back}
-    if corruption is not None and place.suffix not in (".npy", ".csv"):
-        arrays = {"x": x, "corrupted": seen, "x_hat": back}
-    _write_examples(place, model, arrays)
-    print(f"{len(x)} reconstructions written to {place}; mean squared error an example {squared_error(back, x).mean():.4f}")
-    if corruption is not None:
-        print(f"the corrupted examples' own squared error to the clean ones is {squared_error(seen, x).mean():.4f}")
 
 
 def report(run: Path, *, out: Path | None = None, samples: int = 100, seed: int = 0) -> None:
@@ -352,7 +306,8 @@ def open_run(run: Path) -> tuple[RunFolder, Model]:
     return folder, model
 
 
-def _limited(examples: Examples, limit: int | None) -> Examples:
+def limited(examples: Examples, limit: int | None) -> Examples:
+    """The first so many of them."""
     if limit is None:
         return examples
     if limit < 1:
@@ -360,7 +315,8 @@ def _limited(examples: Examples, limit: int | None) -> Examples:
     return examples.subset(slice(0, limit))
 
 
-def _place(out: Path | None, folder: RunFolder, model: Model, name: str) -> Path:
+def place_for(out: Path | None, folder: RunFolder, model: Model, name: str) -> Path:
+    """The file that is written: the one that was named, or one in the run folder."""
     if out is None:
         is_image = len(model.event_shape) == 3 and model.event_shape[0] in (1, 3)
         out = folder.path / f"{name}.{'png' if is_image else 'csv'}"
@@ -368,14 +324,17 @@ def _place(out: Path | None, folder: RunFolder, model: Model, name: str) -> Path
     return out
 
 
-def _mapped(model: Model, examples: Examples, function: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
-    for block in examples.batches(CHUNK):
-        if tuple(block.shape[1:]) != model.event_shape:
-            raise DataError(f"the data have examples of shape {tuple(block.shape[1:])}, but the model takes {model.event_shape}")
+def mapped(model: Model, examples: Examples, function: Callable[[Batch], Tensor]) -> Iterator[Tensor]:
+    """What becomes of the examples, block by block."""
+    for block in examples.batched(CHUNK):
+        if tuple(block.x.shape[1:]) != model.event_shape:
+            raise DataError(
+                f"the data have examples of shape {tuple(block.x.shape[1:])}, but the model takes {model.event_shape}"
+            )
         yield function(block)
 
 
-def _write_by_rows(place: Path, count: int, blocks: Iterable[Tensor]) -> None:
+def write_by_rows(place: Path, count: int, blocks: Iterable[Tensor]) -> None:
     """Write an npy file block by block: what is streamed may be larger than memory, and so may be what becomes of it."""
     from xhat.data.streams.npy_writer import write_rows
 
@@ -383,32 +342,13 @@ def _write_by_rows(place: Path, count: int, blocks: Iterable[Tensor]) -> None:
     write_rows(place, count, blocks)
 
 
-def _reconstruct_by_rows(place: Path, model: Model, examples: Examples, corruption: Corruption | None, draw: bool) -> None:
-    from xhat.objectives.posed import squared_error
-
-    errors = {"back": 0.0, "seen": 0.0}
-
-    def restored(x: Tensor) -> Tensor:
-        seen = x if corruption is None else corruption(x)
-        back = model.reconstruct(seen, sample=draw)
-        errors["back"] += float(squared_error(back.cpu(), x).double().sum())
-        errors["seen"] += float(squared_error(seen, x).double().sum())
-        return _own_units(back, model)
-
-    count = len(examples)
-    _write_by_rows(place, count, _mapped(model, examples, restored))
-    print(f"{count} reconstructions written to {place}; mean squared error an example {errors['back'] / count:.4f}")
-    if corruption is not None:
-        print(f"the corrupted examples' own squared error to the clean ones is {errors['seen'] / count:.4f}")
-
-
-def _write_examples(place: Path, model: Model, arrays: dict[str, Tensor]) -> None:
+def write_examples(place: Path, model: Model, arrays: dict[str, Tensor]) -> None:
     """Write examples in the units, and under the column names, of the run's data."""
     columns = None if model.preparation is None else model.preparation.names
-    write(place, {name: _own_units(values, model) for name, values in arrays.items()}, columns)
+    write(place, {name: own_units(values, model) for name, values in arrays.items()}, columns)
 
 
-def _own_units(x: Tensor, model: Model) -> Tensor:
+def own_units(x: Tensor, model: Model) -> Tensor:
     """Values in the units of the data, where they were standardised."""
     scaling = _scaling(model)
     return x if scaling is None else scaling.invert(x.double())

@@ -57,7 +57,7 @@ def given(x: Any, preparation: Preparation | None, where: str = "x") -> Examples
 
 
 def _check_units(x: Examples, preparation: Preparation | None, where: str) -> None:
-    """Refuse examples that were standardised by other figures than the model's training data.
+    """Refuse examples that were standardised, or whose condition was, by other figures than the model's training data.
 
     Raises:
         DataError: says how they are prepared alike.
@@ -67,6 +67,12 @@ def _check_units(x: Examples, preparation: Preparation | None, where: str) -> No
         raise DataError(
             f"{where} was standardised, or divided by 255, otherwise than the data that the model was trained on: give the "
             "source itself, or model.preparation.apply(source)"
+        )
+    pair = (None, None) if own is None or preparation is None else (own.conditions, preparation.conditions)
+    if None not in pair and pair[0] != pair[1]:
+        raise DataError(
+            f"{where} is conditioned on {pair[0]}, in other numbers than the data that the model was trained on: give the source "
+            "itself, or model.preparation.apply(source)"
         )
 
 

@@ -93,8 +93,10 @@ def from_config(told: dict[str, Any]) -> Preparation:
     """
     options = told.get("options") or {}
     shape = told.get("shape")
-    held = {name: told[name] for name in ("bytes", "kept", "seed", "label_names") if told.get(name) is not None}
-    held |= {name: options[name] for name in ("binarize", "resize", "array", "labels") if options.get(name) is not None}
+    held = {name: told[name] for name in ("bytes", "kept", "seed", "label_names", "conditions") if told.get(name) is not None}
+    held |= {
+        name: options[name] for name in ("binarize", "resize", "array", "labels", "missing") if options.get(name) is not None
+    }
     lists: dict[str, list[Any]] = {}
     if told.get("columns") is not None:
         lists["name"] = told["columns"]

@@ -80,6 +80,11 @@ def _prepare(
     train_examples = x if isinstance(x, Examples) else model.examples(x, "the training data")
     told = preparation_of(train_examples, model.preparation)
     train_examples = _check(model, train_examples, "the training data")
+    if told.conditions is not None and model.conditions is not None and told.conditions != model.conditions:
+        raise ConfigError(
+            f"the training data are conditioned on {told.conditions.described}, but the model on {model.conditions.described}: "
+            "build it with condition=data.conditions.described"
+        )
     valid_examples = None
     if valid is not None:
         valid_examples = given(valid, told, "the validation data")

@@ -94,7 +94,7 @@ def _numbers(column: Any, name: str, where: str) -> np.ndarray:
             shown = str(array.reshape(-1)[0])[:40] if array.size else ""
             raise DataError(
                 f"{where}, column {name!r} holds {shown!r} ({array.dtype}), must hold numbers: code the column as numbers, "
-                "remove it, or set it aside with labels=NAME if it is the class"
+                "remove it, or set it aside: labels=NAME if it is the class, condition=NAME to condition on"
             ) from error
     if array.ndim != 1:
         raise DataError(f"{where}, column {name!r} has shape {array.shape}, must hold one number for each row: take it apart")

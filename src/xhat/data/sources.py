@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from xhat.data.arrays import read_npy, read_npz
@@ -151,6 +152,11 @@ def _read_array(source: Any, options: SourceOptions, where: str) -> Raw:
         # the grey values, also where batches are drawn from them
         values = Examples(source.storage, scale=True).tensor() if source.scale else source.storage
         labels = options.labels if options.labels is not None else source.labels
+        if source.condition is not None:
+            raise DataError("the examples carry a condition, which load_data would lose: give the source of the condition to it")
+        if source.observed is not None:
+            values = values.float() if values.dtype == torch.uint8 else values
+            values = values.masked_fill(~source.observed, torch.nan)
     else:
         values, labels = as_storage(source, where), options.labels if options.asked else None
     if isinstance(labels, str | int):

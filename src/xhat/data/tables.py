@@ -123,8 +123,8 @@ def _number(path: Path, row: int, place: str, cell: str) -> float:
 
 def _text_error(path: Path, row: int, place: str, cell: str) -> DataError:
     return DataError(
-        f"{path}, row {row}, {place} holds the text {cell[:40]!r}, must be a number: code the column as numbers, "
-        "remove it, or set it aside with labels=NAME (--labels NAME) if it is the class"
+        f"{path}, row {row}, {place} holds the text {cell[:40]!r}, must be a number: code the column as numbers, remove it, or "
+        "set it aside: labels=NAME (--labels NAME) if it is the class, condition=NAME (--condition NAME) to condition on"
     )
 
 
@@ -209,8 +209,8 @@ def refuse_column(path: Path, name: str, kind: Any) -> None:
 
     if _is_text(kind):
         raise DataError(
-            f"{path}, column {name!r} holds text, must hold numbers: code the column as numbers, remove it, or set it aside with "
-            "labels=NAME (--labels NAME) if it is the class"
+            f"{path}, column {name!r} holds text, must hold numbers: code the column as numbers, remove it, or set it aside: "
+            "labels=NAME (--labels NAME) if it is the class, condition=NAME (--condition NAME) to condition on"
         )
     if not (types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)):
         raise DataError(f"{path}, column {name!r} holds values of type {kind}, must be numbers: convert the column, or remove it")

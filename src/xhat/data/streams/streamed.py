@@ -108,7 +108,7 @@ class Streamed:
             place = np.argwhere(~np.isfinite(values))[0]
             raise DataError(
                 f"{self._where(positions()[place[0]])} holds {values[tuple(place)]:g} at {tuple(place[1:].tolist())}, must be "
-                "finite: fill it, or remove that row"
+                "finite: fill it, remove that row, or load the data (memory='load', --memory load) with missing='mask'"
             )
         if self.unit and not self.scale and len(values) and not (values.min() >= 0 and values.max() <= 1):
             place = np.argwhere((values < 0) | (values > 1))[0]

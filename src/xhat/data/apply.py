@@ -49,7 +49,9 @@ def apply(preparation: Preparation, source: Any, *, memory: str, drop: bool, whe
         used = filled(used, seen, _in_range(preparation, used.shape[1]))
         rows = filled(rows, observed, torch.zeros(rows.shape[1]))
     if drop:
-        good = (used.abs() <= torch.finfo(torch.float32).max).flatten(1).all(1)
+        good = torch.ones(len(used), dtype=torch.bool)
+        if used.is_floating_point():
+            good = (used.abs() <= torch.finfo(torch.float32).max).flatten(1).all(1)
         for column in known.values():
             good &= torch.from_numpy(~without_value(column))
         if bool(good.any()) and not bool(good.all()):

@@ -233,6 +233,8 @@ def _reason(error: Exception) -> str:
     first = lines[0].rstrip(".:")
     if first.endswith("raised") and len(lines) > 1:  # "backend='inductor' raised:", and what it was
         return f"{first} {lines[1].rstrip('.:')}"
+    if "Output:" in lines[:-1]:  # the C++ compiler's own word stands below its command
+        return f"{first}, {lines[lines.index('Output:') + 1].rstrip('.:')}"
     # "Observed exception" alone tells nothing: which one it was stands further down
     contexts = [line.removeprefix(_CONTEXT).strip() for line in lines if line.startswith(_CONTEXT)]
     return f"{first}: {contexts[0]}" if contexts and contexts[0] else first

@@ -100,6 +100,24 @@ class Payload:
         return os.mkdir, (str(self.place),)
 
 
+@pytest.mark.parametrize("start", [b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"])
+def test_a_header_whose_length_looks_like_a_pickle_is_none(tmp_path: Path, start: bytes) -> None:
+    """The file begins with that length: 640 and 19,280 bytes, among others, start as pickles and zip files do."""
+    wanted = int.from_bytes(start, "little")
+    place = tmp_path / "m.safetensors"
+
+    def length(filling: int) -> int:
+        write_tensors(place, {"weight": torch.ones(3)}, {"kind": "model", "filling": "x" * filling})
+        return int.from_bytes(place.read_bytes()[:8], "little")
+
+    found = length(wanted - length(0))
+    assert found == wanted
+    assert place.read_bytes()[:2] == start
+    tensors, metadata = read_tensors(place)
+    assert torch.equal(tensors["weight"], torch.ones(3))
+    assert metadata["kind"] == "model"
+
+
 @pytest.mark.parametrize("kind", ["zip", "legacy", 0, 2, 5])
 def test_a_renamed_pickle_is_refused_and_not_opened(tmp_path: Path, kind: str | int) -> None:
     place, trap = tmp_path / "m.safetensors", tmp_path / "trap"

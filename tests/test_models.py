@@ -309,7 +309,7 @@ REFUSED = [
     ),
     (
         lambda: VAE(priors.StandardNormal(2), bernoulli(EVENT, LATENT), bernoulli(), gradient=gradients.Score()),
-        "the posterior Bernoulli and the prior Normal do not live on the same points.* use a prior of the posterior's kind",
+        "the posterior Bernoulli and the prior StandardNormal do not live on the same points.* of the posterior's kind",
     ),
     (
         lambda: VAE(priors.Bernoulli(2), normal(), bernoulli()),

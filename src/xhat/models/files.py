@@ -244,8 +244,9 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     place = Path(path)
     try:
         with place.open("rb") as file:
-            start = file.read(2)
-        if start in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+            start = file.read(9)
+        # safetensors begin with the length of a header, whose bytes may look like a pickle's, and then comes the header's "{"
+        if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") and start[8:] != b"{":
             raise CheckpointError(f"{place} is a pickle, which could run code when it is opened: refused; xhat reads safetensors")
         with safe_open(place, framework="pt") as file:
             metadata = dict(file.metadata() or {})

@@ -17,6 +17,7 @@ from xhat.conditionals import Headed
 from xhat.data import Batch, Examples
 from xhat.errors import ConfigError
 from xhat.evaluation.evaluate import evaluate
+from xhat.models.choices import POSTERIORS
 from xhat.networks import MLP
 from xhat.parts import PARTS, rebuild, specification
 from xhat.priors.mixture import Mixed
@@ -42,7 +43,7 @@ def stirred(prior: torch.nn.Module) -> torch.nn.Module:
 
 
 def vamp(posterior: str = "normal", components: int = 7, bounds: tuple[float, float] | None = (0, 1), **parts: object) -> VAE:
-    q = conditionals.CONDITIONALS[posterior](MLP(6, [5], "tanh"), 2)
+    q = POSTERIORS[posterior].make(MLP(6, [5], "tanh"), 2)
     prior = priors.VampPrior(2, inputs=6, components=components, bounds=bounds)
     if posterior == "bernoulli":
         parts.setdefault("gradient", gradients.Score("leave-one-out"))

@@ -12,22 +12,7 @@ from xhat.conditionals.flow import Flow
 from xhat.conditionals.ladder import Ladder
 from xhat.conditionals.normal import Delta, MultivariateNormal, Normal
 
-CONDITIONALS: dict[str, type[Headed]] = {
-    "normal": Normal,
-    "multivariate-normal": MultivariateNormal,
-    "bernoulli": Bernoulli,
-    "continuous-bernoulli": ContinuousBernoulli,
-    "categorical": Categorical,
-    "one-hot-categorical": OneHotCategorical,
-    "poisson": Poisson,
-    "delta": Delta,
-    "discretised-normal": DiscretisedNormal,
-    "logistic-mixture": LogisticMixture,
-    "beta-binomial": BetaBinomial,
-}
-
 __all__ = [
-    "CONDITIONALS",
     "Bernoulli",
     "BetaBinomial",
     "Categorical",
